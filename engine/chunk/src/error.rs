@@ -1,0 +1,89 @@
+//! What can go wrong with a chunk, and the one place where that becomes a status code. Spec 20, 5 and 6.
+
+use std::io;
+
+use wire::Status;
+
+#[derive(Debug)]
+pub(crate) enum ChunkError {
+    /// We have no such chunk.
+    NoChunk,
+    /// Its file has a length that no chunk file has.
+    BadLength,
+    /// Header and name disagree, or there is no header.
+    BadHeader,
+    WrongVersion,
+    /// Another operation holds it for too long, or the server has too much to do.
+    Busy,
+    Exists,
+    NoSpace,
+    /// An argument that no chunk could have.
+    Invalid,
+    /// A block does not have the content that its sum says. Never answered with data.
+    Sum,
+    /// The intent log of its disk cannot be written.
+    LogBroken,
+    Disk(io::Error),
+    /// A source of a replication, or the next server of a chain, answered this or could not be talked to.
+    Peer(Status),
+}
+
+impl ChunkError {
+    pub(crate) fn status(&self) -> Status {
+        match self {
+            ChunkError::NoChunk | ChunkError::BadLength => Status::NOCHUNK,
+            ChunkError::WrongVersion => Status::WRONGVERSION,
+            ChunkError::Busy => Status::NOTDONE,
+            ChunkError::Exists => Status::CHUNKEXIST,
+            ChunkError::NoSpace => Status::NOSPACE,
+            ChunkError::Invalid => Status::EINVAL,
+            ChunkError::Sum => Status::CRC,
+            ChunkError::BadHeader | ChunkError::LogBroken | ChunkError::Disk(_) => Status::IO,
+            ChunkError::Peer(status) => *status,
+        }
+    }
+
+    /// Does it mean that our copy is bad? Such a chunk is reported to the master as damaged.
+    pub(crate) fn is_damage(&self) -> bool {
+        use ChunkError::*;
+        matches!(self, BadLength | BadHeader | Sum | LogBroken | Disk(_))
+    }
+
+    /// EIO, EROFS, ENOENT: errors that count against the disk itself. Spec 21, 8.5.
+    pub(crate) fn is_hard(&self) -> bool {
+        const EIO: i32 = 5;
+        match self {
+            ChunkError::Disk(error) => {
+                error.raw_os_error() == Some(EIO)
+                    || matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ReadOnlyFilesystem)
+            }
+            ChunkError::LogBroken => true,
+            _ => false,
+        }
+    }
+}
+
+impl From<io::Error> for ChunkError {
+    fn from(error: io::Error) -> ChunkError {
+        ChunkError::Disk(error)
+    }
+}
+
+impl From<crate::intents::LogBroken> for ChunkError {
+    fn from(_: crate::intents::LogBroken) -> ChunkError {
+        ChunkError::LogBroken
+    }
+}
+
+impl std::fmt::Display for ChunkError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ChunkError::Disk(error) => write!(f, "{error}"),
+            ChunkError::BadLength => write!(f, "the file has a length that no chunk has"),
+            ChunkError::BadHeader => write!(f, "the header does not name this chunk"),
+            ChunkError::Sum => write!(f, "a block does not have the content that its checksum says"),
+            ChunkError::LogBroken => write!(f, "the intent log of the disk cannot be written"),
+            other => write!(f, "{}", other.status()),
+        }
+    }
+}

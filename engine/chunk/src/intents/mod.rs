@@ -1,0 +1,283 @@
+//! The intent log of one disk: what is about to change is written down, durably, before it changes.
+//!
+//! The table of sums is written behind the data. Without the log, a crash between the two would turn a good block into
+//! a bad one. So the new sum of a block goes to the log first; at the next start the blocks that the log names are
+//! hashed, and a block that matches its table entry or a logged sum is good. One that matches neither was torn and is
+//! never served.
+//!
+//! The log is a ring of 4 KiB pages in a preallocated file beside the chunk folders. Records that come while a page is
+//! on its way are written together by the next one (group commit): a page holds 127, so a disk that takes 10 000
+//! synchronous writes a second takes a million records. A page is overwritten one round later; by then the tables of
+//! the chunks that it names must be on disk, and `pressure` asks for that in time.
+
+pub(crate) mod record;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::rc::Rc;
+
+use ring::local::{Notify, OneshotSender, oneshot};
+use ring::{Block, File, IoBufExt, OpenHow, Ring};
+use wire::ChunkId;
+
+use record::{Intent, PAGE_BYTES, Page, RECORDS_PER_PAGE, Repair, decode_page, encode_page};
+
+/// Name of the log inside a volume's folder. A stock chunkserver does not look at it.
+pub(crate) const LOG_NAME: &str = ".mooring_intents";
+
+/// Pages of the ring: 4 MiB.
+const PAGES: u64 = 1024;
+/// Bytes of the ring.
+const LOG_BYTES: u64 = PAGES * PAGE_BYTES as u64;
+/// Pages written at a time: one pool buffer full.
+const PAGES_PER_COMMIT: usize = 16;
+/// Bytes of the buffers through which the log is read and written.
+const BUFFER_BYTES: usize = PAGES_PER_COMMIT * PAGE_BYTES;
+const _: () = assert!(BUFFER_BYTES == ring::PAYLOAD_BYTES && LOG_BYTES.is_multiple_of(BUFFER_BYTES as u64));
+
+pub(crate) struct IntentLog {
+    ring: Ring,
+    file: File,
+    state: RefCell<State>,
+    /// Something waits to be committed.
+    pending: Notify,
+    /// The ring fills up: tables must be written.
+    pressure: Notify,
+    /// A chunk was settled, or the log broke.
+    relief: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    /// Number of the next page.
+    next: u64,
+    waiting: Vec<(Intent, OneshotSender<bool>)>,
+    /// Ride along with the next page, whenever that is.
+    lazy: Vec<Intent>,
+    /// Per chunk, first and last page with records that its table on disk may not cover.
+    unsettled: BTreeMap<ChunkId, (u64, u64)>,
+    broken: bool,
+}
+
+/// The log could not be written: nothing may be changed on this disk.
+#[derive(Debug)]
+pub(crate) struct LogBroken;
+
+impl IntentLog {
+    /// Opens the log of the volume at `folder`, making it if it is not there, and says what it asks to repair.
+    ///
+    /// `synced`: every page reaches the device before what it announces is done. Errors: the disk's.
+    pub(crate) async fn open(
+        ring: &Ring,
+        folder: &Path,
+        direct: bool,
+        synced: bool,
+        mode: u32,
+    ) -> io::Result<(Rc<IntentLog>, BTreeMap<ChunkId, Repair>)> {
+        let path = folder.join(LOG_NAME);
+        fill_file(ring, &path, mode).await?;
+        let how = OpenHow { direct, dsync: synced, ..OpenHow::read_write() };
+        let file = match ring.open(&path, how).await {
+            Err(error) if direct && error.kind() == io::ErrorKind::InvalidInput => {
+                ring.open(&path, OpenHow { direct: false, ..how }).await?
+            }
+            other => other?,
+        };
+        let pages = read_pages(ring, &file).await?;
+        let next = pages.iter().map(|page| page.sequence + 1).max().unwrap_or(0);
+        let log = IntentLog {
+            ring: ring.clone(),
+            file,
+            state: RefCell::new(State { next, ..State::default() }),
+            pending: Notify::new(),
+            pressure: Notify::new(),
+            relief: Notify::new(),
+        };
+        Ok((Rc::new(log), record::repairs(pages)))
+    }
+
+    /// Writes down what is about to be done; returns when that is durable. Errors: `LogBroken`.
+    pub(crate) async fn record(&self, intent: Intent) -> Result<(), LogBroken> {
+        let (sender, receiver) = oneshot();
+        {
+            let mut state = self.state.borrow_mut();
+            if state.broken {
+                return Err(LogBroken);
+            }
+            state.waiting.push((intent, sender));
+        }
+        self.pending.notify_one();
+        match receiver.await {
+            Some(true) => Ok(()),
+            _ => Err(LogBroken),
+        }
+    }
+
+    /// Number of the next page: whatever is recorded from now on gets this one or a later one.
+    pub(crate) fn next_page(&self) -> u64 {
+        self.state.borrow().next
+    }
+
+    /// The chunk's table on disk covers all its records on pages before `before`.
+    pub(crate) fn settle(&self, id: ChunkId, before: u64) {
+        let mut state = self.state.borrow_mut();
+        let Some((first, last)) = state.unsettled.get_mut(&id) else { return };
+        if *first >= before {
+            return;
+        }
+        *first = before;
+        if *last < before {
+            state.unsettled.remove(&id);
+        }
+        state.lazy.push(Intent::Settled { id, before });
+        drop(state);
+        self.relief.notify_all();
+    }
+
+    /// Waits until the log fills up, then names the chunks whose tables must be written, oldest records first.
+    pub(crate) async fn under_pressure(&self) -> Vec<ChunkId> {
+        loop {
+            let chunks = self.old_chunks();
+            if !chunks.is_empty() {
+                return chunks;
+            }
+            self.pressure.notified().await;
+        }
+    }
+
+    fn old_chunks(&self) -> Vec<ChunkId> {
+        let state = self.state.borrow();
+        let mut chunks: Vec<(u64, ChunkId)> = state
+            .unsettled
+            .iter()
+            .filter(|(_, (first, _))| first + PAGES / 2 < state.next)
+            .map(|(id, (first, _))| (*first, *id))
+            .collect();
+        chunks.sort_unstable();
+        chunks.into_iter().map(|(_, id)| id).collect()
+    }
+
+    /// Commits records until the log breaks or the task is dropped. One task per log runs this.
+    pub(crate) async fn commit_loop(self: Rc<Self>) {
+        let mut buffer = self.ring.wait_buffer().await;
+        loop {
+            let (records, senders) = self.next_batch().await;
+            let (result, back) = self.commit(&records, buffer).await;
+            buffer = back;
+            if let Err(error) = &result {
+                tracing::error!("the intent log cannot be written, its disk takes no more changes: {error}");
+                let mut state = self.state.borrow_mut();
+                state.broken = true;
+                state.waiting.clear();
+            }
+            for sender in senders {
+                let _ = sender.send(result.is_ok()); // whoever asked may be gone
+            }
+            if result.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Says in the log that nothing is left to repair. The caller has written all tables.
+    pub(crate) async fn finish(&self) {
+        if self.record(Intent::Clean).await.is_ok() {
+            let _ = self.file.datasync().await; // a disk that fails now has the log as it was: repaired at the start
+        }
+    }
+
+    async fn next_batch(&self) -> (Vec<Intent>, Vec<OneshotSender<bool>>) {
+        loop {
+            {
+                let mut state = self.state.borrow_mut();
+                let room = self.pages_free(&state);
+                if room <= PAGES / 2 {
+                    self.pressure.notify_one();
+                }
+                if !state.waiting.is_empty() && room >= PAGES_PER_COMMIT as u64 {
+                    let lazy_max = RECORDS_PER_PAGE;
+                    let lazy_count = state.lazy.len().min(lazy_max);
+                    let mut records: Vec<Intent> = state.lazy.drain(..lazy_count).collect();
+                    let count = state.waiting.len().min(RECORDS_PER_PAGE * PAGES_PER_COMMIT - records.len());
+                    let (intents, senders): (Vec<_>, Vec<_>) = state.waiting.drain(..count).unzip();
+                    records.extend(intents);
+                    return (records, senders);
+                }
+            }
+            if self.state.borrow().waiting.is_empty() {
+                self.pending.notified().await;
+            } else {
+                self.relief.notified().await;
+            }
+        }
+    }
+
+    /// Pages that may be written before one with unsettled records would be overwritten.
+    fn pages_free(&self, state: &State) -> u64 {
+        let oldest = state.unsettled.values().map(|(first, _)| *first).min().unwrap_or(state.next);
+        PAGES - (state.next - oldest)
+    }
+
+    async fn commit(&self, records: &[Intent], mut buffer: Block) -> (io::Result<()>, Block) {
+        let wall_sec = self.ring.wall_micros() / 1_000_000;
+        let first = self.state.borrow().next;
+        let pages = records.len().div_ceil(RECORDS_PER_PAGE);
+        for (at, page) in records.chunks(RECORDS_PER_PAGE).enumerate() {
+            let sequence = first + at as u64;
+            encode_page(sequence, wall_sec, page, &mut buffer.payload_mut()[at * PAGE_BYTES..(at + 1) * PAGE_BYTES]);
+            let mut state = self.state.borrow_mut();
+            for record in page {
+                if let Intent::Write { id, .. } | Intent::Truncate { id, .. } = record {
+                    state.unsettled.entry(*id).or_insert((sequence, sequence)).1 = sequence;
+                }
+            }
+        }
+        self.state.borrow_mut().next = first + pages as u64;
+        // A batch that crosses the end of the ring takes two writes.
+        let until_end = ((PAGES - first % PAGES) as usize).min(pages);
+        let parts = [(0, until_end, first % PAGES), (until_end, pages, 0)];
+        for (from, to, position) in parts.into_iter().filter(|(from, to, _)| from < to) {
+            let piece = buffer.slice(from * PAGE_BYTES..to * PAGE_BYTES);
+            let (result, piece) = self.file.write_all_at(piece, position * PAGE_BYTES as u64).await;
+            buffer = piece.into_inner();
+            if result.is_err() {
+                return (result, buffer);
+            }
+        }
+        (Ok(()), buffer)
+    }
+}
+
+/// Makes a file of full length, with zeros written out: pages are then overwritten in place, and no write of the log
+/// waits for the file system's own journal.
+async fn fill_file(ring: &Ring, path: &Path, mode: u32) -> io::Result<()> {
+    let file = ring.open(path, OpenHow { read: true, ..OpenHow::create(mode) }).await?;
+    let start = file.stat().await?.size;
+    if start >= LOG_BYTES {
+        return Ok(());
+    }
+    let mut buffer = ring.wait_buffer().await;
+    buffer.payload_mut().fill(0);
+    let start = start - start % BUFFER_BYTES as u64;
+    for position in (start..LOG_BYTES).step_by(BUFFER_BYTES) {
+        let (result, back) = file.write_all_at(buffer, position).await;
+        buffer = back;
+        result?;
+    }
+    file.datasync().await
+}
+
+/// All whole pages of the file.
+async fn read_pages(ring: &Ring, file: &File) -> io::Result<Vec<Page>> {
+    let mut pages = Vec::new();
+    let mut buffer = ring.wait_buffer().await;
+    for position in (0..LOG_BYTES).step_by(BUFFER_BYTES) {
+        let (result, back) = file.read_at(buffer, position).await;
+        buffer = back;
+        let count = result?;
+        pages.extend(buffer.payload()[..count].chunks(PAGE_BYTES).filter_map(decode_page));
+    }
+    Ok(pages)
+}

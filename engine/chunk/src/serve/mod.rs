@@ -1,0 +1,285 @@
+//! Port 9422: clients, other chunkservers and tools. Spec 20.
+//!
+//! A connection is a sequence of requests, each finished before the next is sent. Between them it is idle; reads
+//! (`read`), write sessions (`write`) and questions (`questions`) borrow it while they last.
+
+pub(crate) mod peers;
+pub(crate) mod questions;
+mod read;
+mod write;
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_util::future::{Either, select};
+use ring::{BufferedReader, Instant, IoBuf, Listener, Stream};
+use wire::limits::{DATA_PORT_BYTES_MAX, HEADER_BYTES};
+use wire::{
+    AntoanNop, CltocsRead, CltocsWrite, CltocsWriteData, CltocsWriteFinish, CstoclReadStatus, CstoclWriteStatus,
+    Header, Packet, Status, WireError,
+};
+
+use crate::server::Server;
+
+/// A NOP is sent after so long without sending. Spec 20, 2.1.
+const IDLE_NOP_AFTER: Duration = Duration::from_micros(5_000_000 / 3);
+/// A peer that sends nothing for so long is gone. Spec 20, 2.1 and 4.2.
+const SILENCE_MAX: Duration = Duration::from_secs(5);
+/// A packet must be taken by the peer within this. Spec 20, 3.1.
+const SEND_MAX: Duration = Duration::from_secs(5);
+/// NOPs while a request waits for the disk or for other servers. Spec 20, 3.1.
+const BUSY_NOP_AFTER: Duration = Duration::from_secs(1);
+/// Bytes buffered per connection: heads and controls; data go to pool buffers.
+const READER_BYTES: usize = 4096;
+/// Longest packet that is taken whole into the reader: the longest chain, the longest option name.
+const CONTROL_BYTES_MAX: u32 = 2048;
+/// Connections at a time; more wait in the listener's queue.
+const CONNECTIONS_MAX: usize = 10_000;
+
+/// Why a connection ends.
+#[derive(Debug)]
+pub(crate) enum Hangup {
+    /// The peer closed it.
+    Closed,
+    /// Nothing came for too long.
+    Silent,
+    /// It does not take what we send.
+    Stuck,
+    Io(io::Error),
+    UnknownType(u32),
+    TooLong {
+        kind: u32,
+        length: u32,
+    },
+    BadPacket {
+        kind: u32,
+        why: WireError,
+    },
+    /// A packet that has no place here.
+    OutOfPlace(&'static str),
+    /// The session failed and its status was sent; more packets were on their way.
+    AfterError,
+}
+
+impl std::fmt::Display for Hangup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Hangup::Closed => write!(f, "closed by the peer"),
+            Hangup::Silent => write!(f, "the peer is silent"),
+            Hangup::Stuck => write!(f, "the peer does not take what it is sent"),
+            Hangup::Io(error) => write!(f, "{error}"),
+            Hangup::UnknownType(kind) => write!(f, "packet of unknown type {kind}"),
+            Hangup::TooLong { kind, length } => write!(f, "packet of type {kind} with {length} bytes is too long"),
+            Hangup::BadPacket { kind, why } => write!(f, "bad packet of type {kind}: {why}"),
+            Hangup::OutOfPlace(what) => write!(f, "{what} has no place here"),
+            Hangup::AfterError => write!(f, "a write session failed with packets on their way"),
+        }
+    }
+}
+
+impl Hangup {
+    /// Did the peer break the rules?
+    fn is_peers_fault(&self) -> bool {
+        use Hangup::*;
+        matches!(self, UnknownType(_) | TooLong { .. } | BadPacket { .. } | OutOfPlace(_))
+    }
+}
+
+impl From<io::Error> for Hangup {
+    fn from(error: io::Error) -> Hangup {
+        if error.kind() == io::ErrorKind::UnexpectedEof { Hangup::Closed } else { Hangup::Io(error) }
+    }
+}
+
+/// Accepts connections until the task is dropped.
+pub(crate) async fn accept_loop(server: Rc<Server>, listener: Listener) {
+    loop {
+        while server.connections.borrow().tasks.len() >= CONNECTIONS_MAX {
+            server.ring.sleep(Duration::from_millis(10)).await;
+        }
+        match listener.accept().await {
+            Ok(stream) => {
+                let number = server.connections.borrow().next;
+                let its_server = server.clone();
+                let task = server.ring.spawn(async move {
+                    serve_connection(its_server.clone(), stream).await;
+                    its_server.connections.borrow_mut().tasks.remove(&number);
+                });
+                let mut connections = server.connections.borrow_mut();
+                connections.next += 1;
+                connections.tasks.insert(number, task);
+            }
+            Err(error) => {
+                tracing::warn!("cannot accept a connection: {error}");
+                server.ring.sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn serve_connection(server: Rc<Server>, stream: Stream) {
+    let now = server.ring.now();
+    let mut connection = Connection {
+        peer: stream.peer(),
+        reader: BufferedReader::new(stream.clone(), READER_BYTES),
+        stream,
+        last_received: now,
+        last_sent: now,
+        server,
+    };
+    let hangup = connection.serve_requests().await;
+    connection.stream.shutdown();
+    if hangup.is_peers_fault() {
+        tracing::warn!("{}: connection closed: {hangup}", connection.peer);
+    } else {
+        tracing::debug!("{}: connection closed: {hangup}", connection.peer);
+    }
+}
+
+/// One connection and what is known of its traffic.
+pub(crate) struct Connection {
+    server: Rc<Server>,
+    peer: SocketAddr,
+    stream: Stream,
+    reader: BufferedReader,
+    last_received: Instant,
+    last_sent: Instant,
+}
+
+impl Connection {
+    /// Serves requests until the connection ends. Spec 20, 2.1.
+    async fn serve_requests(&mut self) -> Hangup {
+        loop {
+            if let Err(hangup) = self.serve_request().await {
+                return hangup;
+            }
+        }
+    }
+
+    async fn serve_request(&mut self) -> Result<(), Hangup> {
+        let header = self.idle_header().await?;
+        match header.kind {
+            0..=2 => self.skip(header.length).await,
+            CltocsRead::TYPE => {
+                let request = self.control::<CltocsRead>(header).await?;
+                self.read(request).await?;
+                self.renew();
+                Ok(())
+            }
+            CltocsWrite::TYPE => {
+                let request = self.control::<CltocsWrite>(header).await?;
+                self.write(request).await?;
+                self.renew();
+                Ok(())
+            }
+            CltocsWriteData::TYPE | CltocsWriteFinish::TYPE => {
+                Err(Hangup::OutOfPlace("a write packet without a write session"))
+            }
+            _ => self.answer(header).await,
+        }
+    }
+
+    /// The header of the next packet; it is taken off the buffer.
+    async fn idle_header(&mut self) -> Result<Header, Hangup> {
+        self.idle_fill(HEADER_BYTES).await?;
+        self.take_header()
+    }
+
+    /// Waits for so many bytes under the rules of an idle connection: NOPs, and an end after silence.
+    async fn idle_fill(&mut self, bytes: usize) -> Result<(), Hangup> {
+        while self.reader.buffered().len() < bytes {
+            let now = self.server.ring.now();
+            let silent_at = self.last_received + SILENCE_MAX;
+            let nop_at = self.last_sent + IDLE_NOP_AFTER;
+            let one_more = self.reader.buffered().len() + 1;
+            let wait = silent_at.min(nop_at).saturating_duration_since(now);
+            match self.server.ring.timeout(wait, self.reader.fill(one_more)).await {
+                Ok(filled) => {
+                    filled?;
+                    self.last_received = self.server.ring.now();
+                }
+                Err(_) if self.server.ring.now() >= silent_at => return Err(Hangup::Silent),
+                Err(_) => self.send(AntoanNop {}.encode()).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a header off the buffer, which holds one. Over-long packets end here, before anything is made for them.
+    fn take_header(&mut self) -> Result<Header, Hangup> {
+        let bytes = self.reader.buffered().first_chunk::<HEADER_BYTES>().expect("the caller waited for a header");
+        let header = Header::decode(bytes);
+        self.reader.consume(HEADER_BYTES);
+        if header.length > DATA_PORT_BYTES_MAX {
+            return Err(Hangup::TooLong { kind: header.kind, length: header.length });
+        }
+        Ok(header)
+    }
+
+    /// The rest of a control packet.
+    async fn control<P: Packet>(&mut self, header: Header) -> Result<P, Hangup> {
+        if header.length > CONTROL_BYTES_MAX {
+            return Err(Hangup::TooLong { kind: header.kind, length: header.length });
+        }
+        let length = header.length as usize;
+        self.idle_fill(length).await?;
+        let packet = P::decode(&self.reader.buffered()[..length]);
+        self.reader.consume(length);
+        packet.map_err(|why| Hangup::BadPacket { kind: header.kind, why })
+    }
+
+    /// Drops a payload that means nothing.
+    async fn skip(&mut self, length: u32) -> Result<(), Hangup> {
+        let mut rest = length as usize;
+        while rest > 0 {
+            self.idle_fill(1).await?;
+            let piece = self.reader.buffered().len().min(rest);
+            self.reader.consume(piece);
+            rest -= piece;
+        }
+        Ok(())
+    }
+
+    async fn send<B: IoBuf>(&mut self, bytes: B) -> Result<(), Hangup> {
+        self.send_back(bytes).await.map(drop)
+    }
+
+    /// As `send`; gives the buffer back.
+    async fn send_back<B: IoBuf>(&mut self, bytes: B) -> Result<B, Hangup> {
+        let sent = self.server.ring.timeout(SEND_MAX, self.stream.send_all(bytes)).await;
+        let (result, bytes) = sent.map_err(|_| Hangup::Stuck)?;
+        result?;
+        self.last_sent = self.server.ring.now();
+        Ok(bytes)
+    }
+
+    /// Waits for `work`; with `nops`, the peer gets one each second meanwhile.
+    async fn working<F: Future>(&mut self, nops: bool, work: F) -> Result<F::Output, Hangup> {
+        let mut work = std::pin::pin!(work);
+        if !nops {
+            return Ok(work.await);
+        }
+        loop {
+            let nap = self.server.ring.sleep_until(self.last_sent + BUSY_NOP_AFTER);
+            match select(work.as_mut(), std::pin::pin!(nap)).await {
+                Either::Left((output, _)) => return Ok(output),
+                Either::Right(_) => self.send(AntoanNop {}.encode()).await?,
+            }
+        }
+    }
+
+    /// A request has ended: silence counts from now.
+    fn renew(&mut self) {
+        self.last_received = self.server.ring.now();
+    }
+}
+
+fn read_status(request: &CltocsRead, status: Status) -> Vec<u8> {
+    CstoclReadStatus { chunkid: request.chunkid, status }.encode()
+}
+
+fn write_status(chunkid: wire::ChunkId, writeid: u32, status: Status) -> Vec<u8> {
+    CstoclWriteStatus { chunkid, writeid, status }.encode()
+}

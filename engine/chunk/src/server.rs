@@ -1,0 +1,237 @@
+//! A whole chunkserver: start, what runs beside what, stop.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_util::future::{Either, select};
+use ring::local::Notify;
+use ring::{JoinHandle, Ring};
+use wire::types::Name;
+use wire::{Ip4, MetaId};
+
+use crate::master::{self, LifeEnd};
+use crate::serve::accept_loop;
+use crate::serve::peers::Peers;
+use crate::settings::Settings;
+use crate::store::Store;
+
+/// What MODULE_INFO says we are. Spec 10, 2.
+pub(crate) const MODULE_CHUNKSERVER: u8 = 2;
+/// What we speak beyond the protocol of 3.0.117, as told to peers that ask for `MOORING_EXTENSIONS`.
+const EXTENSIONS: &[u8] = b"mooring";
+/// The file in which the master's names for us and for the file system are kept. Spec 40, 4.
+const IDENTITY_FILE: &str = "chunkserverid.mfs";
+/// Sessions are told apart by the servers behind them, up to this number, when buffers are short.
+pub(crate) const CHAIN_CLASSES: usize = 8;
+/// At a stop, requests and operations under way get this long to end.
+const STOP_WAIT: Duration = Duration::from_secs(10);
+/// At a stop, the master gets this long to take our farewell.
+const FAREWELL_WAIT: Duration = Duration::from_secs(5);
+
+/// Why a chunkserver ended, other than by being told to.
+#[derive(Debug)]
+pub enum ServerError {
+    /// A folder cannot be used.
+    Folders(String),
+    /// The data port cannot be listened on.
+    Listen(SocketAddr, std::io::Error),
+    /// The master belongs to another file system than our disks. Nothing on them was changed.
+    ForeignMaster { ours: MetaId, masters: MetaId },
+}
+
+impl std::fmt::Display for ServerError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ServerError::Folders(why) => write!(f, "{why}"),
+            ServerError::Listen(at, error) => write!(f, "cannot listen on {at}: {error}"),
+            ServerError::ForeignMaster { ours, masters } => write!(
+                f,
+                "the master's file system has metaid {masters}, our disks belong to {ours}: wrong master, or wrong \
+                 disks. Nothing was changed. To let these disks join that file system, remove chunkserverid.mfs from \
+                 the data path and .metaid from every folder"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for ServerError {}
+
+/// Runs a chunkserver on this ring until `stop` ends; calls `ready` when it serves. At the end all data that were
+/// acknowledged are with the disks, and the next start has nothing to repair.
+pub async fn run(
+    ring: Ring,
+    settings: Settings,
+    stop: impl Future<Output = ()>,
+    ready: impl FnOnce(),
+) -> Result<(), ServerError> {
+    let settings = Rc::new(settings);
+    let identity = read_identity(&ring, &settings).await;
+    let store = Rc::new(Store::new(&ring, settings.clone()));
+    let known = (identity.metaid.0 != 0).then_some(identity.metaid);
+    let metaid = store.start(known).await.map_err(|why| ServerError::Folders(why.0))?;
+    let at = SocketAddr::from((settings.listen_ip, settings.listen_port));
+    let listener = ring.listen(at).map_err(|error| ServerError::Listen(at, error))?;
+    let server = Rc::new(Server {
+        peers: Rc::new(Peers::new(&ring)),
+        identity: Cell::new(Identity { metaid: metaid.unwrap_or(MetaId(0)), ..identity }),
+        master_address: Cell::new((Ip4(0), 0)),
+        jobs: Rc::default(),
+        writes_under_way: Cell::new(0),
+        buffers_per_class: ring.free_buffers() / (2 * CHAIN_CLASSES),
+        connections: RefCell::default(),
+        stopping: Cell::new(false),
+        stop: Notify::new(),
+        ring: ring.clone(),
+        settings,
+        store,
+    });
+    tracing::info!(
+        "chunkserver ready: {} chunks, port {at}, driver {}",
+        server.store.chunk_count(),
+        ring.driver_name()
+    );
+
+    let mut background = vec![
+        ring.spawn(accept_loop(server.clone(), listener)),
+        ring.spawn(server.peers.clone().beat()),
+        ring.spawn(server.store.clone().background()),
+    ];
+    let volumes = server.store.volumes.borrow().len() as u16;
+    background.extend((0..volumes).map(|index| ring.spawn(server.store.clone().scrub(index))));
+    ready();
+
+    let mut life = Box::pin(master::life(server.clone()));
+    let result = match select(Box::pin(stop), life.as_mut()).await {
+        Either::Left(_) => {
+            server.stopping.set(true);
+            server.stop.notify_all();
+            let _ = ring.timeout(FAREWELL_WAIT, life).await; // a master that does not listen learns it by the silence
+            Ok(())
+        }
+        Either::Right((LifeEnd::Stopped, _)) => Ok(()),
+        Either::Right((LifeEnd::ForeignMaster { ours, masters }, _)) => {
+            Err(ServerError::ForeignMaster { ours, masters })
+        }
+    };
+    background.iter().for_each(JoinHandle::abort);
+    server.end_requests().await;
+    result
+}
+
+/// What the parts of a server share.
+pub(crate) struct Server {
+    pub(crate) ring: Ring,
+    pub(crate) settings: Rc<Settings>,
+    pub(crate) store: Rc<Store>,
+    pub(crate) peers: Rc<Peers>,
+    pub(crate) identity: Cell<Identity>,
+    /// Where we are registered; zeros when we are not.
+    pub(crate) master_address: Cell<(Ip4, u16)>,
+    jobs: Rc<Cell<u32>>,
+    pub(crate) writes_under_way: Cell<usize>,
+    /// Pool buffers that each class of sessions leaves to the classes below it.
+    pub(crate) buffers_per_class: usize,
+    pub(crate) connections: RefCell<Connections>,
+    pub(crate) stopping: Cell<bool>,
+    pub(crate) stop: Notify,
+}
+
+/// Tasks that serve connections, so that a stop can end them.
+#[derive(Default)]
+pub(crate) struct Connections {
+    pub(crate) tasks: BTreeMap<u64, JoinHandle<()>>,
+    pub(crate) next: u64,
+}
+
+/// Who the master says we are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) csid: u16,
+    pub(crate) metaid: MetaId,
+}
+
+/// A request or operation under way. Spec 20, 9.
+pub(crate) struct Job {
+    jobs: Rc<Cell<u32>>,
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        self.jobs.set(self.jobs.get() - 1);
+    }
+}
+
+impl Server {
+    /// None if too many are under way.
+    pub(crate) fn begin_job(&self) -> Option<Job> {
+        if self.jobs.get() >= self.settings.jobs_max {
+            return None;
+        }
+        self.jobs.set(self.jobs.get() + 1);
+        Some(Job { jobs: self.jobs.clone() })
+    }
+
+    pub(crate) fn jobs(&self) -> u32 {
+        self.jobs.get()
+    }
+
+    /// The value of an option, as a peer sees it: empty if it is not set; passwords are not shown.
+    pub(crate) fn config_value(&self, option: &[u8]) -> Name {
+        let value = match option {
+            wire::any::EXTENSIONS_OPTION => EXTENSIONS,
+            b"AUTH_CODE" => self.settings.auth_code.as_ref().map_or(&b""[..], |_| b"[DEFINED]"),
+            _ => {
+                let name = std::str::from_utf8(option).unwrap_or("");
+                self.settings.options.get(name).map_or(&b""[..], String::as_bytes)
+            }
+        };
+        Name::new(&value[..value.len().min(255)]).expect("cut at 255 bytes")
+    }
+
+    /// Keeps what the master calls us and the file system. Errors are logged: the next start asks again.
+    pub(crate) async fn set_identity(&self, identity: Identity) {
+        if self.identity.get() == identity && identity.metaid.0 != 0 {
+            self.store.confirm_metaid(identity.metaid).await;
+            return;
+        }
+        self.identity.set(identity);
+        let mut bytes = identity.csid.to_be_bytes().to_vec();
+        bytes.extend_from_slice(&identity.metaid.0.to_be_bytes());
+        if let Err(error) = self.ring.write_file_durably(&self.identity_path(), 0o640, bytes).await {
+            tracing::error!("{} cannot be written: {error}", self.identity_path().display());
+        }
+        if identity.metaid.0 != 0 {
+            self.store.confirm_metaid(identity.metaid).await;
+        }
+    }
+
+    fn identity_path(&self) -> PathBuf {
+        self.settings.data_path.join(IDENTITY_FILE)
+    }
+
+    /// Ends all connections, waits for what they left under way, and brings the disks to rest.
+    async fn end_requests(&self) {
+        self.connections.borrow().tasks.values().for_each(JoinHandle::abort);
+        let until = self.ring.now() + STOP_WAIT;
+        while (self.jobs.get() > 0 || self.writes_under_way.get() > 0) && self.ring.now() < until {
+            self.ring.sleep(Duration::from_millis(5)).await;
+        }
+        if self.jobs.get() == 0 && self.writes_under_way.get() == 0 {
+            self.store.finish().await;
+        } else {
+            tracing::warn!("stopped with operations under way; the next start looks at the chunks that they touch");
+        }
+    }
+}
+
+/// The file may be missing or, from old versions, hold the csid alone.
+async fn read_identity(ring: &Ring, settings: &Settings) -> Identity {
+    let bytes = ring.read_file(&settings.data_path.join(IDENTITY_FILE)).await.unwrap_or_default();
+    let csid = bytes.first_chunk().map_or(0, |word| u16::from_be_bytes(*word));
+    let metaid = bytes.get(2..).and_then(|rest| rest.first_chunk()).map_or(0, |word| u64::from_be_bytes(*word));
+    Identity { csid, metaid: MetaId(metaid) }
+}

@@ -1,0 +1,115 @@
+//! What a chunkserver is told when it starts. Defaults are those of MooseFS. Spec 60, 6.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::folders::FolderLine;
+
+/// How chunk files are read and written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoMode {
+    /// O_DIRECT where the file system and the file's layout allow it.
+    Direct,
+    /// Through the page cache.
+    Buffered,
+}
+
+/// What an acknowledgement promises. Design, section 5.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// The system has it: it outlives this process. As MooseFS does.
+    Written,
+    /// The device has it: a flush, shared with whoever waits for one, comes before every acknowledgement.
+    Synced,
+}
+
+/// Everything a chunkserver must know. See `Settings::new` for the defaults.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where `chunkserverid.mfs` lies.
+    pub data_path: PathBuf,
+    pub folders: Vec<FolderLine>,
+    pub start_with_invalid_disks: bool,
+    /// Address of the data port; 0.0.0.0 also means that the master takes the address it sees.
+    pub listen_ip: Ipv4Addr,
+    pub listen_port: u16,
+    pub master_host: String,
+    pub master_port: u16,
+    /// Local address of connections to the master.
+    pub bind_ip: Option<Ipv4Addr>,
+    /// Seconds; 0 = the master's.
+    pub master_timeout_sec: u16,
+    pub master_reconnection_delay: Duration,
+    pub auth_code: Option<Vec<u8>>,
+    /// Bit n is label 'A' + n.
+    pub labels: u32,
+    pub chunks_per_register_packet: usize,
+    /// Requests and operations under way at a time; more are answered NOTDONE.
+    pub jobs_max: u32,
+    pub leave_space_bytes: u64,
+    /// New files that one sub-folder of a disk takes before the emptiest one is next.
+    pub files_per_subfolder_turn: u32,
+    pub keep_duplicates: Duration,
+    pub disk_errors_tolerated: u32,
+    pub disk_errors_period: Duration,
+    /// MB/s of background verification per disk; 0 = off.
+    pub test_speed: f64,
+    pub min_test_interval: Duration,
+    pub io_mode: IoMode,
+    pub durability: Durability,
+    /// Modes of new files and folders, the umask applied.
+    pub file_mode: u32,
+    pub folder_mode: u32,
+    /// Addresses of a host's name. Runs on a thread of its own.
+    pub resolve: fn(&str) -> io::Result<Vec<Ipv4Addr>>,
+    /// What the configuration file says, for peers that ask.
+    pub options: BTreeMap<String, String>,
+}
+
+impl Settings {
+    pub(crate) fn is_synced(&self) -> bool {
+        self.durability == Durability::Synced
+    }
+
+    /// A chunkserver with default settings.
+    pub fn new(data_path: PathBuf, folders: Vec<FolderLine>) -> Settings {
+        Settings {
+            data_path,
+            folders,
+            start_with_invalid_disks: false,
+            listen_ip: Ipv4Addr::UNSPECIFIED,
+            listen_port: 9422,
+            master_host: "mfsmaster".to_owned(),
+            master_port: 9420,
+            bind_ip: None,
+            master_timeout_sec: 0,
+            master_reconnection_delay: Duration::from_secs(5),
+            auth_code: None,
+            labels: 0,
+            chunks_per_register_packet: 10_000,
+            jobs_max: 250,
+            leave_space_bytes: 256 << 20,
+            files_per_subfolder_turn: 10_000,
+            keep_duplicates: Duration::from_secs(168 * 3600),
+            disk_errors_tolerated: 2,
+            disk_errors_period: Duration::from_secs(600),
+            test_speed: 1.0,
+            min_test_interval: Duration::from_secs(86_400),
+            io_mode: IoMode::Direct,
+            durability: Durability::Written,
+            file_mode: 0o666 & !0o027,
+            folder_mode: 0o777 & !0o027,
+            resolve: dotted_address,
+            options: BTreeMap::new(),
+        }
+    }
+}
+
+/// Takes dotted addresses alone: enough where no names are in play.
+fn dotted_address(host: &str) -> io::Result<Vec<Ipv4Addr>> {
+    let address = host.parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "not a dotted address"))?;
+    Ok(vec![address])
+}

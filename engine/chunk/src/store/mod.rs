@@ -1,0 +1,417 @@
+//! All chunks of one server: volumes, registry, chunks in use. One core owns a store; nothing of it is shared.
+//!
+//! A chunk in use is a `Chunk`: its lock, its open file and its table of sums, kept while it is used and for some
+//! seconds after. Reading and writing of blocks is in `blocks`, the master's operations in `operations`, what happens
+//! at start and stop in `life`.
+
+pub(crate) mod blocks;
+pub(crate) mod life;
+pub(crate) mod operations;
+pub(crate) mod recover;
+mod scratch;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use ring::{File, Instant, IoBufExt, OpenHow, Ring};
+use wire::{ChunkId, Version};
+
+use crate::error::ChunkError;
+use crate::fair_lock::{FairLock, Guard, Hold, Turn};
+use crate::intents::record::Repair;
+use crate::layout::{BlockIndex, Form, HeaderWords, TABLE_BYTES, decode_header, encode_header, shape};
+use crate::registry::{Place, Registry};
+use crate::reports::Reports;
+use crate::settings::{IoMode, Settings};
+use crate::sums::SumTable;
+use crate::volume::Volume;
+use scratch::ScratchPool;
+
+/// What the intent log of one volume asks for.
+pub(crate) type Repairs = BTreeMap<ChunkId, Repair>;
+
+/// How long an operation waits for a chunk that another one holds. Spec 20, 6.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+/// How long an unused chunk stays open.
+const IDLE_OPEN: Duration = Duration::from_secs(10);
+/// Chunks that stay open while they are not used.
+const IDLE_OPEN_MAX: usize = 400;
+
+pub(crate) struct Store {
+    pub(crate) ring: Ring,
+    pub(crate) settings: Rc<Settings>,
+    pub(crate) volumes: RefCell<Vec<Rc<Volume>>>,
+    pub(crate) registry: RefCell<Registry>,
+    pub(crate) reports: Reports,
+    pub(crate) duplicates: RefCell<Vec<Duplicate>>,
+    scratch: ScratchPool,
+    in_use: RefCell<BTreeMap<ChunkId, Rc<Chunk>>>,
+}
+
+/// A file that is not the chunk's best copy; removed some days after it was found. Spec 21, 7.
+pub(crate) struct Duplicate {
+    pub(crate) id: ChunkId,
+    pub(crate) place: Place,
+    pub(crate) found_at: Instant,
+}
+
+/// One chunk in use.
+pub(crate) struct Chunk {
+    pub(crate) id: ChunkId,
+    /// Shared: reading or writing a block. Exclusive: changing the chunk as a whole.
+    lock: Rc<FairLock>,
+    /// Who writes the table or extends the file; taken under a shared hold of `lock`.
+    file_lock: Rc<FairLock>,
+    block_locks: RefCell<BTreeMap<BlockIndex, Rc<FairLock>>>,
+    /// Who flushes the file to its device, for all whose writes had ended by then.
+    sync_lock: Rc<FairLock>,
+    /// Writes that have ended, and how many of them the last flush covered.
+    writes_ended: Cell<u64>,
+    writes_synced: Cell<u64>,
+    state: RefCell<Option<OpenFile>>,
+    /// Deleted: handles that are still held lead nowhere.
+    gone: Cell<bool>,
+    write_sessions: Cell<u32>,
+    last_used: Cell<Instant>,
+}
+
+/// The open file of a chunk.
+struct OpenFile {
+    file: File,
+    volume: Rc<Volume>,
+    place: Place,
+    minor: u8,
+    form: Form,
+    /// Positions and lengths of IO are multiples of this; 1 when the file is buffered.
+    alignment: u32,
+    /// Blocks that the chunk has.
+    blocks: u16,
+    /// Blocks that the file has: it is extended ahead of the data, in zeros.
+    file_blocks: u16,
+    sums: SumTable,
+    sums_changed: bool,
+    /// On disk, the entries behind the last block are those of empty blocks: the file may be extended ahead.
+    tail_is_empty: bool,
+    /// Writes under way, each with the first log page that may name it.
+    writes_under_way: BTreeMap<u64, u64>,
+    next_write: u64,
+}
+
+impl Store {
+    pub(crate) fn new(ring: &Ring, settings: Rc<Settings>) -> Store {
+        Store {
+            ring: ring.clone(),
+            settings,
+            volumes: RefCell::default(),
+            registry: RefCell::default(),
+            reports: Reports::default(),
+            duplicates: RefCell::default(),
+            scratch: ScratchPool::new(ring),
+            in_use: RefCell::default(),
+        }
+    }
+
+    pub(crate) fn volume(&self, index: u16) -> Rc<Volume> {
+        self.volumes.borrow()[usize::from(index)].clone()
+    }
+
+    /// The chunk, open and of the asked version. `version`: `ANY` takes each.
+    ///
+    /// Errors: `NoChunk` (then the master learns that it is not here), `WrongVersion`, `Busy`, what opening gives.
+    pub(crate) async fn open(&self, id: ChunkId, version: Version) -> Result<Rc<Chunk>, ChunkError> {
+        let chunk = self.known(id)?;
+        check_version(self.place(id)?.version, version)?;
+        if chunk.state.borrow().is_none() {
+            let _alone = self.hold(&chunk, Hold::Exclusive).await?;
+            self.load(&chunk).await?;
+        }
+        chunk.check(version)?;
+        chunk.last_used.set(self.ring.now());
+        Ok(chunk)
+    }
+
+    /// The chunk, held by this operation alone and open. For operations.
+    async fn open_alone(&self, id: ChunkId, version: Version) -> Result<(Rc<Chunk>, Guard), ChunkError> {
+        let chunk = self.known(id)?;
+        check_version(self.place(id)?.version, version)?;
+        let alone = self.hold(&chunk, Hold::Exclusive).await?;
+        self.load(&chunk).await?;
+        chunk.check(version)?;
+        chunk.last_used.set(self.ring.now());
+        Ok((chunk, alone))
+    }
+
+    pub(crate) fn chunk_count(&self) -> usize {
+        self.registry.borrow().len()
+    }
+
+    fn place(&self, id: ChunkId) -> Result<Place, ChunkError> {
+        self.registry.borrow().get(id).ok_or(ChunkError::NoChunk)
+    }
+
+    /// The handle of a chunk that the registry knows.
+    fn known(&self, id: ChunkId) -> Result<Rc<Chunk>, ChunkError> {
+        let Some(place) = self.registry.borrow().get(id) else {
+            self.reports.lost(id);
+            return Err(ChunkError::NoChunk);
+        };
+        if !self.volume(place.volume).is_usable() {
+            return Err(ChunkError::NoChunk);
+        }
+        Ok(self.in_use.borrow_mut().entry(id).or_insert_with(|| Rc::new(Chunk::new(id, self.ring.now()))).clone())
+    }
+
+    /// A handle for a chunk that is about to be made, held alone. Errors: `Exists`, `Busy`.
+    async fn reserve(&self, id: ChunkId) -> Result<(Rc<Chunk>, Guard), ChunkError> {
+        if id.0 == 0 {
+            return Err(ChunkError::Invalid);
+        }
+        if self.registry.borrow().get(id).is_some() {
+            return Err(ChunkError::Exists);
+        }
+        let chunk = Rc::new(Chunk::new(id, self.ring.now()));
+        {
+            let mut in_use = self.in_use.borrow_mut();
+            if in_use.contains_key(&id) {
+                return Err(ChunkError::Busy); // another operation is making or deleting it right now
+            }
+            in_use.insert(id, chunk.clone());
+        }
+        let alone = chunk.lock.enqueue(Hold::Exclusive).await;
+        Ok((chunk, alone))
+    }
+
+    /// Drops the handle of a chunk that was not made after all, or that is no more.
+    fn forget(&self, chunk: &Chunk) {
+        chunk.gone.set(true);
+        chunk.state.take();
+        self.in_use.borrow_mut().remove(&chunk.id);
+    }
+
+    async fn hold(&self, chunk: &Chunk, hold: Hold) -> Result<Guard, ChunkError> {
+        self.wait_turn(chunk.lock.enqueue(hold)).await
+    }
+
+    async fn wait_turn(&self, turn: Turn) -> Result<Guard, ChunkError> {
+        self.ring.timeout(LOCK_WAIT, turn).await.map_err(|_| ChunkError::Busy)
+    }
+
+    /// Opens the file if it is not open. The caller holds the chunk alone.
+    async fn load(&self, chunk: &Chunk) -> Result<(), ChunkError> {
+        if chunk.state.borrow().is_some() {
+            return Ok(());
+        }
+        if chunk.gone.get() {
+            return Err(ChunkError::NoChunk);
+        }
+        let place = self.place(chunk.id)?;
+        let volume = self.volume(place.volume);
+        let path = volume.chunk_path(place.subfolder, chunk.id, place.version);
+        let loaded = self.load_file(chunk.id, place, volume.clone(), path).await;
+        match loaded {
+            Ok(file) => {
+                *chunk.state.borrow_mut() = Some(file);
+                Ok(())
+            }
+            Err(error) => {
+                self.note_fault(chunk.id, &volume, &error);
+                Err(error)
+            }
+        }
+    }
+
+    async fn load_file(
+        &self,
+        id: ChunkId,
+        place: Place,
+        volume: Rc<Volume>,
+        path: PathBuf,
+    ) -> Result<OpenFile, ChunkError> {
+        let (file, form, file_blocks, alignment) = self.open_file(&volume, &path).await?;
+        let mut scratch = self.scratch.take().await;
+        let front_bytes = form.data_offset() as usize;
+        let (result, piece) = file.read_at(scratch.take().slice(0..front_bytes), 0).await;
+        scratch.put(piece.into_inner());
+        if result? != front_bytes {
+            return Err(ChunkError::BadLength);
+        }
+        let words = decode_header(scratch.payload()).filter(|words| words.id == id).ok_or(ChunkError::BadHeader)?;
+        let table = scratch.payload()[form.header_bytes() as usize..front_bytes].first_chunk::<TABLE_BYTES>();
+        let (sums, tail_is_empty) = SumTable::decode(table.expect("4096 bytes of table were read"), file_blocks);
+        drop(scratch);
+        let open = OpenFile {
+            file,
+            volume,
+            place,
+            minor: words.minor,
+            form,
+            alignment,
+            blocks: file_blocks,
+            file_blocks,
+            sums,
+            sums_changed: false,
+            tail_is_empty,
+            writes_under_way: BTreeMap::new(),
+            next_write: 0,
+        };
+        if words.version != place.version && open.volume.intents.is_some() {
+            // A crash between the renaming and the writing of the header: the name is what the master was told.
+            tracing::warn!(
+                "chunk {id}: header says version {}, name {}; header put right",
+                words.version,
+                place.version
+            );
+            self.write_header(&open, id, place.version).await?;
+        }
+        Ok(open)
+    }
+
+    /// Opens a chunk file as its volume's mode and its layout allow. Gives file, layout, blocks and alignment.
+    async fn open_file(&self, volume: &Volume, path: &std::path::Path) -> Result<(File, Form, u16, u32), ChunkError> {
+        let direct = volume.mode.get() == IoMode::Direct;
+        let how = OpenHow { read: true, write: volume.intents.is_some(), direct, ..OpenHow::default() };
+        let file = self.open_as_volume_allows(volume, path, how).await?;
+        let (form, blocks) = shape(file.stat().await?.size).ok_or(ChunkError::BadLength)?;
+        let alignment = file.direct_alignment();
+        if alignment > form.position_alignment() {
+            let file = self.ring.open(path, OpenHow { direct: false, ..how }).await?;
+            return Ok((file, form, blocks, 1));
+        }
+        Ok((file, form, blocks, alignment.max(1)))
+    }
+
+    /// Direct if the volume is, until its file system says that it cannot.
+    async fn open_as_volume_allows(&self, volume: &Volume, path: &std::path::Path, how: OpenHow) -> io::Result<File> {
+        match self.ring.open(path, how).await {
+            Err(error) if how.direct && error.kind() == io::ErrorKind::InvalidInput => {
+                tracing::info!("{}: no direct IO here, going through the page cache", volume.folder.display());
+                volume.mode.set(IoMode::Buffered);
+                self.ring.open(path, OpenHow { direct: false, ..how }).await
+            }
+            other => other,
+        }
+    }
+
+    /// Writes the whole header: the 20 bytes that mean something, then zeros.
+    async fn write_header(&self, open: &OpenFile, id: ChunkId, version: Version) -> io::Result<()> {
+        let words = HeaderWords { minor: open.minor, id, version };
+        let header_bytes = open.form.header_bytes() as usize;
+        let (file, mut scratch) = (open.file.clone(), self.scratch.take().await);
+        scratch.payload_mut()[..header_bytes].fill(0);
+        scratch.payload_mut()[..20].copy_from_slice(&encode_header(words));
+        let (result, piece) = file.write_all_at(scratch.take().slice(0..header_bytes), 0).await;
+        scratch.put(piece.into_inner());
+        result
+    }
+
+    /// Notes that a copy or a disk is bad: for the master, for the tools, and against the disk.
+    fn note_fault(&self, id: ChunkId, volume: &Volume, error: &ChunkError) {
+        if !error.is_damage() {
+            return;
+        }
+        tracing::error!("chunk {id} on {} is damaged: {error}", volume.folder.display());
+        self.reports.damaged(id);
+        self.reports.disk_error();
+        if volume.note_error(id, error.is_hard(), &self.ring, &self.settings) {
+            self.lose_volume(volume);
+        }
+    }
+
+    /// The disk had too many errors: its chunks count as lost until a restart.
+    fn lose_volume(&self, volume: &Volume) {
+        tracing::error!("{}: too many errors, the disk is not used any more", volume.folder.display());
+        let index = self.volumes.borrow().iter().position(|other| std::ptr::eq(&**other, volume));
+        let Some(index) = index else { return };
+        for id in self.registry.borrow().of_volume(index as u16) {
+            self.reports.lost(id);
+        }
+    }
+
+    /// The version as the master is told it: bit 31 says that the disk is marked for removal.
+    pub(crate) fn reported_version(&self, place: Place) -> u32 {
+        let mark = if self.volume(place.volume).line.marked_for_removal { Version::MARKED_FOR_REMOVAL } else { 0 };
+        place.version.0 & !Version::MARKED_FOR_REMOVAL | mark
+    }
+
+    /// Closes chunks that nobody has used for a while, and more of them when many are open.
+    pub(crate) async fn close_idle(&self) {
+        let now = self.ring.now();
+        let mut idle: Vec<(Instant, Rc<Chunk>)> =
+            self.in_use.borrow().values().map(|chunk| (chunk.last_used.get(), chunk.clone())).collect();
+        idle.sort_by_key(|(last_used, _)| *last_used);
+        let surplus = idle.len().saturating_sub(IDLE_OPEN_MAX);
+        for (at, (last_used, chunk)) in idle.into_iter().enumerate() {
+            // Two holders: the map and this list.
+            let unused = Rc::strong_count(&chunk) == 2 && chunk.lock.is_idle() && chunk.write_sessions.get() == 0;
+            if !unused || (at >= surplus && now - last_used < IDLE_OPEN) {
+                continue;
+            }
+            if chunk.has_unwritten_sums() && self.write_table(&chunk).await.is_err() {
+                continue;
+            }
+            if Rc::strong_count(&chunk) == 2 && chunk.lock.is_idle() && !chunk.has_unwritten_sums() {
+                chunk.state.take();
+                self.in_use.borrow_mut().remove(&chunk.id);
+            }
+        }
+    }
+}
+
+fn check_version(found: Version, asked: Version) -> Result<(), ChunkError> {
+    if asked == Version::ANY || asked == found { Ok(()) } else { Err(ChunkError::WrongVersion) }
+}
+
+impl Chunk {
+    fn new(id: ChunkId, now: Instant) -> Chunk {
+        Chunk {
+            id,
+            lock: Rc::default(),
+            file_lock: Rc::default(),
+            block_locks: RefCell::default(),
+            sync_lock: Rc::default(),
+            writes_ended: Cell::new(0),
+            writes_synced: Cell::new(0),
+            state: RefCell::default(),
+            gone: Cell::new(false),
+            write_sessions: Cell::new(0),
+            last_used: Cell::new(now),
+        }
+    }
+
+    /// Errors: `NoChunk` if it was deleted meanwhile, `WrongVersion`.
+    fn check(&self, version: Version) -> Result<(), ChunkError> {
+        match &*self.state.borrow() {
+            Some(open) => check_version(open.place.version, version),
+            None => Err(ChunkError::NoChunk),
+        }
+    }
+
+    /// Takes a place in the line of those who change a block.
+    pub(crate) fn block_turn(&self, block: BlockIndex) -> Turn {
+        let mut locks = self.block_locks.borrow_mut();
+        if locks.len() > 64 {
+            locks.retain(|_, lock| !lock.is_idle());
+        }
+        locks.entry(block).or_default().enqueue(Hold::Exclusive)
+    }
+
+    pub(crate) fn blocks(&self) -> u16 {
+        self.state.borrow().as_ref().map_or(0, |open| open.blocks)
+    }
+
+    pub(crate) fn sums(&self) -> SumTable {
+        self.state.borrow().as_ref().map_or_else(SumTable::default, |open| open.sums.clone())
+    }
+
+    fn has_unwritten_sums(&self) -> bool {
+        self.state.borrow().as_ref().is_some_and(|open| open.sums_changed)
+    }
+
+    fn volume(&self) -> Option<Rc<Volume>> {
+        self.state.borrow().as_ref().map(|open| open.volume.clone())
+    }
+}

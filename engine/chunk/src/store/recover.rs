@@ -1,0 +1,156 @@
+//! What a crash left behind, put right before anybody may read it.
+//!
+//! The intent log names the chunks that were being changed. For each of their logged blocks the content decides: it
+//! fits the table, or one of the logged sums (then the table is put right), or neither: the block was torn, nothing
+//! in it can be trusted, and it stays bad so that it is never served. Design, section 5.
+
+use std::rc::Rc;
+
+use wire::limits::{BLOCK_BYTES, EMPTY_BLOCK_CRC};
+use wire::{ChunkId, Crc, Version};
+
+use super::{Chunk, Repairs, Store, scratch};
+use crate::error::ChunkError;
+use crate::fair_lock::Hold;
+use crate::intents::record::{Repair, Truncation};
+use crate::layout::BlockIndex;
+use crate::sums::sum_of;
+
+/// A file changed so long after a truncation was logged was changed by somebody else (a stock chunkserver ran on this
+/// disk): the truncation is theirs to have, not ours to repeat.
+const TRUNCATION_VALID_SEC: u64 = 600;
+
+/// What was found and done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Recovered {
+    pub(crate) chunks: u32,
+    /// Blocks whose new sum had not reached the table.
+    pub(crate) sums_put_right: u32,
+    pub(crate) truncations_ended: u32,
+    /// Blocks that fit neither the table nor a logged sum.
+    pub(crate) torn_blocks: u32,
+}
+
+impl Store {
+    /// Puts right what the log of volume `index` asks for.
+    pub(crate) async fn recover(&self, index: u16, repairs: Repairs) -> Recovered {
+        let mut done = Recovered::default();
+        for (id, repair) in repairs {
+            let place = self.registry.borrow().get(id);
+            if place.is_none_or(|place| place.volume != index || place.version != repair.version) {
+                continue; // deleted, or the change of its version was later and had the table written
+            }
+            done.chunks += 1;
+            if let Err(error) = self.recover_chunk(id, &repair, &mut done).await {
+                tracing::error!("chunk {id}: cannot be put right after the crash: {error}");
+                self.reports.damaged(id);
+            }
+        }
+        done
+    }
+
+    async fn recover_chunk(&self, id: ChunkId, repair: &Repair, done: &mut Recovered) -> Result<(), ChunkError> {
+        let chunk = self.open(id, Version::ANY).await?;
+        let _alone = self.hold(&chunk, Hold::Exclusive).await?;
+        if let Some(truncation) = repair.truncate {
+            self.end_truncation(&chunk, truncation, done).await?;
+        }
+        let mut highest = 0;
+        for (block, sums) in &repair.blocks {
+            if block.number() < chunk.blocks() {
+                self.recover_block(&chunk, *block, sums, done).await?;
+            }
+            highest = highest.max(block.count_through());
+        }
+        if !repair.blocks.is_empty() {
+            self.forget_extension(&chunk, highest);
+            self.trim(&chunk).await?;
+        }
+        self.write_table(&chunk).await?;
+        // The log is about to forget this chunk.
+        let file = chunk.state.borrow().as_ref().map(|open| open.file.clone()).ok_or(ChunkError::NoChunk)?;
+        Ok(file.datasync().await?)
+    }
+
+    async fn recover_block(
+        &self,
+        chunk: &Rc<Chunk>,
+        block: BlockIndex,
+        logged: &[Crc],
+        done: &mut Recovered,
+    ) -> Result<(), ChunkError> {
+        let (found, in_table) = {
+            let scratch = self.read_unverified(chunk, block).await?;
+            let state = chunk.state.borrow();
+            let open = state.as_ref().ok_or(ChunkError::NoChunk)?;
+            (sum_of(scratch.payload()), open.sums.get(block))
+        };
+        if found == in_table {
+            return Ok(());
+        }
+        if !logged.contains(&found) {
+            done.torn_blocks += 1;
+            tracing::error!("chunk {}: block {} was torn by the crash", chunk.id, block.number());
+            self.reports.damaged(chunk.id);
+            return Ok(());
+        }
+        done.sums_put_right += 1;
+        if let Some(open) = chunk.state.borrow_mut().as_mut() {
+            open.sums.set(block, found);
+            open.sums_changed = true;
+        }
+        Ok(())
+    }
+
+    async fn end_truncation(
+        &self,
+        chunk: &Rc<Chunk>,
+        truncation: Truncation,
+        done: &mut Recovered,
+    ) -> Result<(), ChunkError> {
+        let file = chunk.state.borrow().as_ref().map(|open| open.file.clone()).ok_or(ChunkError::NoChunk)?;
+        let changed_sec = u64::try_from(file.stat().await?.mtime_sec).unwrap_or(0);
+        if changed_sec > truncation.wall_sec + TRUNCATION_VALID_SEC {
+            return Ok(());
+        }
+        let within_bytes = (truncation.length_bytes % BLOCK_BYTES) as usize;
+        let block =
+            BlockIndex::new(truncation.length_bytes / BLOCK_BYTES).filter(|block| block.number() < chunk.blocks());
+        let mut last = None;
+        if let Some(block) = block.filter(|_| within_bytes > 0) {
+            let mut scratch = self.read_unverified(chunk, block).await?;
+            scratch.payload_mut()[within_bytes..].fill(0);
+            let cut = sum_of(scratch.payload());
+            // The block was sound when the truncation began, and is now as it was or as it should become: both give the
+            // logged sum. Anything else is torn, or has lost writes of before.
+            if cut != truncation.last_sum {
+                done.torn_blocks += 1;
+                return Err(ChunkError::Sum);
+            }
+            last = Some((scratch, cut));
+        }
+        done.truncations_ended += 1;
+        self.cut(chunk, truncation.length_bytes, last).await
+    }
+
+    async fn read_unverified(&self, chunk: &Rc<Chunk>, block: BlockIndex) -> Result<scratch::Scratch, ChunkError> {
+        let (file, position) = {
+            let state = chunk.state.borrow();
+            let open = state.as_ref().ok_or(ChunkError::NoChunk)?;
+            (open.file.clone(), open.form.block_offset(block))
+        };
+        let mut scratch = self.scratch.take().await;
+        let (result, buffer) = file.read_at(scratch.take(), position).await;
+        scratch.put(buffer);
+        if result? == BLOCK_BYTES as usize { Ok(scratch) } else { Err(ChunkError::BadLength) }
+    }
+
+    /// Blocks behind everything logged that count as empty were extended ahead: the chunk ends before them.
+    fn forget_extension(&self, chunk: &Chunk, highest_logged: u16) {
+        if let Some(open) = chunk.state.borrow_mut().as_mut() {
+            let filled = open.sums.words()[..usize::from(open.blocks)].iter().rposition(|sum| *sum != EMPTY_BLOCK_CRC);
+            let filled = filled.map_or(0, |at| at as u16 + 1);
+            open.blocks = open.blocks.min(highest_logged.max(filled));
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! A few buffers kept aside for work that must go on when the pool is empty.
+//!
+//! Whoever holds a pool buffer with received data may need one more to finish (the old part of a block, a table). If
+//! those came from the pool too, all buffers could end up with holders that wait for one another. Work that holds
+//! scratch never waits for the pool or for more scratch.
+
+use std::cell::RefCell;
+use std::ops::{Deref, DerefMut};
+use std::rc::Rc;
+
+use ring::local::{Permit, Semaphore};
+use ring::{Block, Ring};
+
+/// Buffers kept aside.
+const SCRATCH_BLOCKS: usize = 16;
+
+pub(crate) struct ScratchPool {
+    ring: Ring,
+    free: Rc<RefCell<Vec<Block>>>,
+    permits: Semaphore,
+}
+
+impl ScratchPool {
+    pub(crate) fn new(ring: &Ring) -> ScratchPool {
+        ScratchPool { ring: ring.clone(), free: Rc::default(), permits: Semaphore::new(SCRATCH_BLOCKS) }
+    }
+
+    /// Takes the buffers from the pool ahead of everybody else.
+    pub(crate) async fn fill(&self) {
+        for _ in 0..SCRATCH_BLOCKS {
+            let block = self.ring.wait_buffer().await;
+            self.free.borrow_mut().push(block);
+        }
+    }
+
+    pub(crate) async fn take(&self) -> Scratch {
+        let permit = self.permits.acquire(1).await;
+        let kept = self.free.borrow_mut().pop();
+        let block = match kept {
+            Some(block) => block,
+            None => self.ring.wait_buffer().await, // its last holder was cancelled
+        };
+        Scratch { block: Some(block), home: self.free.clone(), _permit: permit }
+    }
+}
+
+/// A buffer on loan. `take` it for an operation and `put` it back.
+pub(crate) struct Scratch {
+    block: Option<Block>,
+    home: Rc<RefCell<Vec<Block>>>,
+    _permit: Permit,
+}
+
+impl Scratch {
+    pub(crate) fn take(&mut self) -> Block {
+        self.block.take().expect("taken once between two puts")
+    }
+
+    pub(crate) fn put(&mut self, block: Block) {
+        self.block = Some(block);
+    }
+}
+
+impl Deref for Scratch {
+    type Target = Block;
+
+    fn deref(&self) -> &Block {
+        self.block.as_ref().expect("not lent to an operation")
+    }
+}
+
+impl DerefMut for Scratch {
+    fn deref_mut(&mut self) -> &mut Block {
+        self.block.as_mut().expect("not lent to an operation")
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Some(block) = self.block.take() {
+            self.home.borrow_mut().push(block);
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Disks that fail or are full. Spec 20, 5; Spec 21, 8.5.
+
+use std::time::Duration;
+
+use chunk::settings::IoMode;
+use ring::sim::{DiskFault, Settings, World};
+use wire::*;
+
+use crate::support::client::Client;
+use crate::support::master::Master;
+use crate::support::{Bed, Running, noise, sim_bed};
+
+/// A world with one server that has four chunks of two blocks each.
+fn world_with_chunks(io_mode: IoMode) -> (World, Bed, Running, Master) {
+    let world = World::new(1, Settings::default());
+    let bed = sim_bed(&world, io_mode);
+    let in_it = bed.clone();
+    let (running, master) = world
+        .run(world.node(bed.nodes[0].ip), |_| async move {
+            let (running, mut master) = in_it.one_server().await;
+            for id in 1..=4 {
+                assert_eq!(master.create(id, 1).await, Status::OK);
+                in_it.client(1).await.write(id, 1, &[], 0, &noise(id, 100_000)).await;
+            }
+            in_it.sleep(Duration::from_secs(15)).await; // until idle chunks are closed
+            (running, master)
+        })
+        .expect("the server starts");
+    (world, bed, running, master)
+}
+
+#[test]
+fn a_disk_with_too_many_errors_is_given_up_and_its_chunks_are_lost() {
+    for io_mode in [IoMode::Direct, IoMode::Buffered] {
+        let (world, bed, _running, mut master) = world_with_chunks(io_mode);
+        world.break_disk(world.node(bed.nodes[1].ip), &bed.nodes[1].hdd(), DiskFault::Reads);
+        let in_it = bed.clone();
+        world
+            .run(world.node(bed.nodes[0].ip), |_| async move {
+                let mut client = in_it.client(1).await;
+                for id in 1..=3 {
+                    assert_eq!(client.read(id, 1, 0, 10).await, (vec![], Status::IO));
+                }
+                assert_eq!(client.read(4, 1, 0, 10).await, (vec![], Status::NOCHUNK), "the disk is not asked any more");
+                let lost: CstomaChunkLost = master.report().await;
+                assert_eq!(lost.chunks, [1, 2, 3, 4].map(ChunkId));
+                assert_eq!(master.create(9, 1).await, Status::NOSPACE);
+                let disks: CstoclHddList = client.ask(CltocsHddList {}).await;
+                assert_eq!(disks.disks[0].flags, 2, "tools see a damaged disk");
+                assert_eq!(disks.disks[0].errchunkid, ChunkId(3));
+            })
+            .expect("the server answers");
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_writes_and_keeps_what_it_has() {
+    for io_mode in [IoMode::Direct, IoMode::Buffered] {
+        let (world, bed, running, mut master) = world_with_chunks(io_mode);
+        let server = world.node(bed.nodes[1].ip);
+        let control = world.node(bed.nodes[0].ip);
+        for subfolder in 0..=255 {
+            let folder = bed.nodes[1].hdd().join(chunk::layout::subfolder_name(subfolder));
+            world.break_disk(server, &folder, DiskFault::Full);
+        }
+        let in_it = bed.clone();
+        let mut client = world
+            .run(control, |_| async move {
+                let mut client = in_it.client(1).await;
+                assert_eq!(client.open_write(1, 1, &[]).await, Status::OK);
+                client.send_piece(1, 1, 5, 0, &[1; 65_536]).await;
+                assert_eq!(client.status().await, (1, Status::IO));
+                let damaged: CstomaChunkDamaged = master.report().await;
+                assert_eq!(damaged.chunks, [ChunkId(1)]);
+                client
+            })
+            .expect("the server answers");
+        world.mend_disk(server);
+        world.run(control, |_| async move {
+            for id in 1..=4 {
+                assert!(client.read_ok(id, 1, 0, 100_000).await == noise(id, 100_000));
+            }
+            assert_eq!(client.read_ok(1, 1, 5 * 65_536, 65_536).await, [0; 65_536]);
+            running.stop().await;
+        });
+    }
+}
+
+#[test]
+fn a_log_that_cannot_be_written_stops_changes_and_nothing_else() {
+    let (world, bed, _running, mut master) = world_with_chunks(IoMode::Direct);
+    world.break_disk(world.node(bed.nodes[1].ip), &bed.nodes[1].hdd().join(".mooring_intents"), DiskFault::Writes);
+    let in_it = bed.clone();
+    world
+        .run(world.node(bed.nodes[0].ip), |_| async move {
+            let mut client: Client = in_it.client(1).await;
+            assert_eq!(client.open_write(1, 1, &[]).await, Status::OK);
+            client.send_piece(1, 1, 0, 0, b"no").await;
+            assert_eq!(client.status().await, (1, Status::IO));
+            assert_eq!(client.read_ok(1, 1, 0, 100_000).await, noise(1, 100_000));
+            assert_eq!(client.read_ok(2, 1, 0, 100_000).await, noise(2, 100_000));
+            let damaged: CstomaChunkDamaged = master.report().await;
+            assert_eq!(damaged.chunks, [ChunkId(1)]);
+        })
+        .expect("the server answers");
+}
