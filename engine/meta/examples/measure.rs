@@ -1,0 +1,131 @@
+//! Speed and memory of the namespace: `cargo run --release --example measure [millions of files]`.
+//!
+//! Creates files with 19-letter names in directories of a thousand, empty and with one chunk each, then looks them
+//! up in random order, freezes, writes and loads an image, and replays the journal. Times are processor time.
+
+use meta::session::SessionParams;
+use meta::{Caller, Namespace, Policy};
+use wire::{Inode, MetaId, NodeKind, VersionWord};
+
+const NOW: u32 = 1_800_000_000;
+
+fn main() {
+    let millions: f64 = std::env::args().nth(1).and_then(|word| word.parse().ok()).unwrap_or(1.0);
+    let files = (millions * 1e6) as u64;
+    let before = resident_bytes();
+    let mut ns = Namespace::new(MetaId(1), Policy::default(), NOW);
+    let session = ns.session_add(NOW, SessionParams::full_access());
+    let caller = Caller { session, version: VersionWord::OURS, uid: 0, gids: &[0], now: NOW };
+
+    let directories: Vec<Inode> = (0..files.div_ceil(1000))
+        .map(|n| ns.mkdir(&caller, Inode::ROOT, format!("directory{n}").as_bytes(), 0o755, 0, true).expect("new").0)
+        .collect();
+    let mut journal = ns.take_journal().bytes;
+    let mut inodes = Vec::with_capacity(files as usize);
+    let timer = Timer::start("create, journal kept");
+    for n in 0..files {
+        let name = format!("file{n:015}");
+        let parent = directories[(n / 1000) as usize];
+        let made = ns.mknod(&caller, parent, name.as_bytes(), NodeKind::File, 0o644, 0, 0);
+        inodes.push(made.expect("new").0);
+        if n % 1000 == 0 {
+            journal.extend(ns.take_journal().bytes);
+        }
+    }
+    timer.stop(files);
+    journal.extend(ns.take_journal().bytes);
+    let own = |journal: &Vec<u8>, inodes: &Vec<Inode>| (journal.len() + inodes.len() * 4) as u64;
+    let empty = resident_bytes() - before - own(&journal, &inodes);
+    println!("bytes per empty file: {:.1}", empty as f64 / files as f64);
+    println!("journal bytes per create: {:.1}", journal.len() as f64 / files as f64);
+
+    let timer = Timer::start("look-up, random");
+    let mut random = 1u64;
+    for _ in 0..files {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let n = (random >> 20) % files;
+        let mut name = *b"file000000000000000";
+        let mut rest = n;
+        for digit in name[4..].iter_mut().rev() {
+            *digit = b'0' + (rest % 10) as u8;
+            rest /= 10;
+        }
+        let found = ns.lookup(&caller, directories[(n / 1000) as usize], &name).expect("was made");
+        assert_eq!(found.inode, inodes[n as usize]);
+    }
+    timer.stop(files);
+
+    let timer = Timer::start("write grant and end");
+    for (n, inode) in inodes.iter().enumerate() {
+        let grant = ns.grant_write(NOW, *inode, 0, true, false).expect("a file");
+        ns.write_end(session, VersionWord::OURS, NOW, *inode, grant.chunk, 5000, false).expect("granted");
+        if n % 1000 == 0 {
+            journal.extend(ns.take_journal().bytes);
+        }
+    }
+    timer.stop(files);
+    journal.extend(ns.take_journal().bytes);
+    let full = resident_bytes() - before - own(&journal, &inodes);
+    println!("bytes per file of one chunk: {:.1}", full as f64 / files as f64);
+    println!("{:?}", ns.sizes());
+
+    let timer = Timer::start("freeze");
+    let snapshot = ns.freeze();
+    timer.stop(1);
+    let timer = Timer::start("image written");
+    let image = meta::image::to_bytes(&snapshot, NOW);
+    timer.stop(files);
+    println!("image bytes per file: {:.1}", image.len() as f64 / files as f64);
+    drop(snapshot);
+    let timer = Timer::start("image loaded");
+    let loaded = meta::image::load(&image, Policy::default()).expect("sound");
+    timer.stop(files);
+    assert_eq!(loaded.digest(), ns.digest());
+    drop(loaded);
+    drop(image);
+
+    let timer = Timer::start("journal replayed (lines)");
+    let mut again = Namespace::new(MetaId(1), Policy::default(), NOW);
+    let lines = again.replay_lines(&journal).expect("own lines");
+    timer.stop(lines);
+    assert_eq!(again.digest(), ns.digest());
+
+    let timer = Timer::start("unlink");
+    for n in 0..files {
+        let name = format!("file{n:015}");
+        ns.unlink(&caller, directories[(n / 1000) as usize], name.as_bytes()).expect("exists");
+        if n % 1000 == 0 {
+            ns.take_journal();
+        }
+    }
+    timer.stop(files);
+}
+
+struct Timer {
+    what: &'static str,
+    start_nanos: u64,
+}
+
+impl Timer {
+    fn start(what: &'static str) -> Timer {
+        Timer { what, start_nanos: processor_nanos() }
+    }
+
+    fn stop(self, count: u64) {
+        let seconds = (processor_nanos() - self.start_nanos) as f64 / 1e9;
+        let each = seconds * 1e9 / count as f64;
+        println!("{}: {:.2} s, {:.0} ns each, {:.2} M/s", self.what, seconds, each, count as f64 / seconds / 1e6);
+    }
+}
+
+/// Time that this thread had a processor: other load on the machine does not count.
+fn processor_nanos() -> u64 {
+    let statistics = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
+    statistics.split(' ').next().and_then(|word| word.parse().ok()).expect("a number")
+}
+
+fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux");
+    let pages: u64 = statm.split(' ').nth(1).and_then(|word| word.parse().ok()).expect("a number");
+    pages * 4096
+}

@@ -1,0 +1,172 @@
+//! What clients ask about chunks: may I write, where are the copies, I am done. Spec 41, 4, 5.3 and 10.
+
+use wire::limits::LOCATIONS_MAX;
+use wire::{ChunkId, Ip4, Location, Status};
+
+use super::copies::{CopyKind, Operation};
+use super::{Chunks, Effect, Effects, ServerId, Table};
+
+/// How a write or truncation goes on. The journal's line comes between this and the operation's start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteStep {
+    /// All copies have the present version: granted at once.
+    Grant,
+    /// The copies must be changed first: version raised, or duplicated if the chunk is shared.
+    Operation,
+}
+
+impl Chunks {
+    /// May this chunk be written now? Spec 41, 4.2 and 4.3.
+    ///
+    /// `shared`: more than one file slot refers to it. `continues`: the writer holds the lock (CONTINUEOP).
+    /// Errors: NOCHUNK; LOCKED, CHUNKBUSY (park and try again); EAGAIN; CHUNKLOST, CSNOTPRESENT.
+    pub fn before_write(
+        &mut self,
+        chunk: ChunkId,
+        shared: bool,
+        continues: bool,
+        table: &impl Table,
+        now: u32,
+    ) -> Result<WriteStep, Status> {
+        let facts = table.facts(chunk).ok_or(Status::NOCHUNK)?;
+        if facts.locked_to >= now && facts.locked_to != 0 && !continues {
+            return Err(Status::LOCKED);
+        }
+        self.forget_departed(chunk);
+        let changing = self.servers_changing(now);
+        let all_known = self.all_data_known(now);
+        let missing = if all_known { Status::CHUNKLOST } else { Status::CSNOTPRESENT };
+        let record = self.records.get(&chunk).ok_or(missing)?;
+        if record.operation != Operation::None {
+            return Err(Status::CHUNKBUSY);
+        }
+        let census = record.census();
+        if changing && census.valid < usize::from(facts.goal) {
+            return Err(Status::EAGAIN);
+        }
+        if census.usable() == 0 {
+            return Err(missing);
+        }
+        let operation = shared || record.needs_version_increase;
+        Ok(if operation { WriteStep::Operation } else { WriteStep::Grant })
+    }
+
+    /// May this chunk be cut now? As `before_write`; always needs an operation. Spec 41, 4.4.
+    pub fn before_truncate(&mut self, chunk: ChunkId, table: &impl Table, now: u32) -> Result<(), Status> {
+        self.before_write(chunk, false, false, table, now).map(|_| ())
+    }
+
+    /// May this chunk be read now? Errors: NOCHUNK; LOCKED, CHUNKBUSY (park and try again).
+    ///
+    /// A running replication does not change the chunk, so readers go on meanwhile.
+    pub fn before_read(&self, chunk: ChunkId, table: &impl Table, now: u32) -> Result<(), Status> {
+        let facts = table.facts(chunk).ok_or(Status::NOCHUNK)?;
+        if facts.locked_to >= now && facts.locked_to != 0 {
+            return Err(Status::LOCKED);
+        }
+        match self.records.get(&chunk) {
+            Some(record) if record.is_changing() => Err(Status::CHUNKBUSY),
+            _ => Ok(()),
+        }
+    }
+
+    /// Where a client finds the copies: nearest first, equal ones in random order. Spec 41, 10.
+    ///
+    /// Empty = none now, ask again later. Errors: CHUNKLOST if no server that could have it is missing.
+    pub fn locations(&mut self, chunk: ChunkId, client: Ip4, now: u32) -> Result<Vec<Location>, Status> {
+        let mut found: Vec<ServerId> = Vec::new();
+        if let Some(record) = self.records.get(&chunk) {
+            let replicating = matches!(record.operation, Operation::Replicate { .. });
+            let readable = |kind: CopyKind| kind == CopyKind::Valid || (kind == CopyKind::Busy && !replicating);
+            let copies = record.copies.iter().filter(|copy| readable(copy.state.kind));
+            found.extend(copies.map(|copy| copy.server).filter(|&server| self.servers.contains(server)));
+        }
+        if found.is_empty() && self.all_data_known(now) {
+            return Err(Status::CHUNKLOST);
+        }
+        self.random.shuffle(&mut found);
+        let mut locations: Vec<Location> = found
+            .into_iter()
+            .filter_map(|id| self.servers.get(id))
+            .map(|server| Location { ip: server.ip, port: server.port, version: server.version, labels: server.labels })
+            .collect();
+        locations.sort_by_key(|location| location.ip != client);
+        locations.truncate(LOCATIONS_MAX);
+        Ok(locations)
+    }
+
+    /// A writer got the chunk: its servers keep room for it. Spec 41, 1.4.
+    pub fn write_granted(&mut self, chunk: ChunkId) {
+        let Some(record) = self.records.get_mut(&chunk) else { return };
+        if !std::mem::replace(&mut record.write_in_progress, true) {
+            for server in record.usable_servers() {
+                if let Some(server) = self.servers.get_mut(server) {
+                    server.writes += 1;
+                }
+            }
+        }
+    }
+
+    /// The chunk was unlocked: the next in line may have it. Spec 41, 5.3.
+    pub fn unlocked(&mut self, chunk: ChunkId, table: &impl Table, now: u32, effects: &mut Effects) {
+        self.write_ended(chunk);
+        effects.push(Effect::Wake { chunk });
+        self.review(chunk, table, now);
+    }
+
+    /// The namespace changed something about this chunk: references, goal.
+    pub fn touched(&mut self, chunk: ChunkId, table: &impl Table, now: u32, effects: &mut Effects) {
+        self.review_or_remove(chunk, table, now, effects);
+    }
+
+    pub(super) fn write_ended(&mut self, chunk: ChunkId) {
+        let Some(record) = self.records.get_mut(&chunk) else { return };
+        if std::mem::take(&mut record.write_in_progress) {
+            for server in record.usable_servers() {
+                self.servers.lower(server, |server| &mut server.writes);
+            }
+        }
+    }
+
+    /// What is known of a chunk's copies, for CHECK: server and state, connected servers only. Spec 32, 32.3.
+    pub fn copies(&self, chunk: ChunkId) -> impl Iterator<Item = (ServerId, super::CopyState)> + '_ {
+        let copies = self.records.get(&chunk).map_or(&[][..], |record| &record.copies[..]);
+        copies.iter().filter(|copy| self.servers.contains(copy.server)).map(|copy| (copy.server, copy.state))
+    }
+
+    /// The copies by state.
+    pub fn census(&self, chunk: ChunkId) -> super::Census {
+        self.records.get(&chunk).map(|record| record.census()).unwrap_or_default()
+    }
+
+    /// Copies of all chunks, and those on disks that stay. Spec 70, 4.1.
+    pub fn copies_in_all(&self) -> (u32, u32) {
+        let sums = self
+            .records
+            .values()
+            .map(|record| record.census())
+            .fold((0usize, 0usize), |(all, regular), census| (all + census.usable(), regular + census.regular()));
+        (u32::try_from(sums.0).unwrap_or(u32::MAX), u32::try_from(sums.1).unwrap_or(u32::MAX))
+    }
+
+    /// For REPAIR: the highest version among copies of another version, if there is no usable copy. Spec 41, 12.
+    pub fn best_wrong_version(&self, chunk: ChunkId) -> Option<wire::Version> {
+        let record = self.records.get(&chunk)?;
+        let versions = record.copies.iter().filter_map(|copy| match copy.state.kind {
+            CopyKind::WrongVersion(version) if self.servers.contains(copy.server) => Some(version),
+            _ => None,
+        });
+        versions.max().filter(|_| record.census().usable() == 0)
+    }
+
+    /// The namespace took `version` as the chunk's: copies of it are good from now on.
+    pub fn adopt_version(&mut self, chunk: ChunkId, version: wire::Version) {
+        let Some(record) = self.records.get_mut(&chunk) else { return };
+        for copy in &mut record.copies {
+            if copy.state.kind == CopyKind::WrongVersion(version) {
+                copy.state = copy.state.with(CopyKind::Valid);
+            }
+        }
+        record.needs_version_increase = true;
+    }
+}

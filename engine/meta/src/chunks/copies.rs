@@ -1,0 +1,178 @@
+//! The copies of one chunk and the operation on them. Spec 41, 1.
+
+use wire::Version;
+
+use super::ServerId;
+use super::planner::Queue;
+
+/// State of a copy, and whether its disk is marked for removal. Spec 41, 1.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyState {
+    pub kind: CopyKind,
+    /// On a disk that is to be emptied ("TD"): readable and writable, but it does not count for the goal.
+    pub marked: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CopyKind {
+    /// Good.
+    Valid,
+    /// An operation was sent to its server and is not answered.
+    Busy,
+    /// Of another version than the chunk.
+    WrongVersion(Version),
+    /// Damaged, or in an unknown state after an operation failed.
+    Invalid,
+    /// Deletion sent, answer awaited.
+    Deleting,
+}
+
+impl CopyState {
+    pub const VALID: CopyState = CopyState { kind: CopyKind::Valid, marked: false };
+    pub const INVALID: CopyState = CopyState { kind: CopyKind::Invalid, marked: false };
+
+    pub fn is_usable(self) -> bool {
+        matches!(self.kind, CopyKind::Valid | CopyKind::Busy)
+    }
+
+    pub(super) fn with(self, kind: CopyKind) -> CopyState {
+        CopyState { kind, ..self }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Copy {
+    pub(super) server: ServerId,
+    pub(super) state: CopyState,
+}
+
+/// What runs on the copies of a chunk. Spec 41, 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(super) enum Operation {
+    #[default]
+    None,
+    Create,
+    SetVersion,
+    Duplicate,
+    Truncate,
+    DuplicateTruncate,
+    /// Until the deadline, Unix seconds. Blocks writers, not readers.
+    Replicate {
+        deadline: u32,
+    },
+}
+
+/// The volatile state of one chunk.
+#[derive(Debug)]
+pub(super) struct Record {
+    /// Few; in order of arrival.
+    pub(super) copies: Vec<Copy>,
+    pub(super) operation: Operation,
+    /// The next write must raise the version first: a copy came or went since the last one. Spec 41, 1.3.
+    pub(super) needs_version_increase: bool,
+    /// A server failed or left during the running operation.
+    pub(super) interrupted: bool,
+    /// A client waits for the end of the operation.
+    pub(super) client_waits: bool,
+    /// Every answer so far said "no space".
+    pub(super) only_no_space: bool,
+    /// The write counters of the servers are raised.
+    pub(super) write_in_progress: bool,
+    pub(super) queued: Option<Queue>,
+}
+
+impl Default for Record {
+    fn default() -> Record {
+        Record {
+            copies: Vec::new(),
+            operation: Operation::None,
+            needs_version_increase: true,
+            interrupted: false,
+            client_waits: false,
+            only_no_space: true,
+            write_in_progress: false,
+            queued: None,
+        }
+    }
+}
+
+/// How many copies a chunk has, by state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    pub valid: usize,
+    pub valid_marked: usize,
+    pub busy: usize,
+    pub busy_marked: usize,
+    pub wrong_version: usize,
+    pub invalid: usize,
+    pub deleting: usize,
+}
+
+impl Census {
+    /// Copies that hold the chunk, on whatever disk.
+    pub fn usable(&self) -> usize {
+        self.valid + self.valid_marked + self.busy + self.busy_marked
+    }
+
+    /// Copies that count for the goal.
+    pub fn regular(&self) -> usize {
+        self.valid + self.busy
+    }
+
+    pub fn all(&self) -> usize {
+        self.usable() + self.wrong_version + self.invalid + self.deleting
+    }
+}
+
+impl Record {
+    pub(super) fn census(&self) -> Census {
+        let mut census = Census::default();
+        for copy in &self.copies {
+            let counter = match (copy.state.kind, copy.state.marked) {
+                (CopyKind::Valid, false) => &mut census.valid,
+                (CopyKind::Valid, true) => &mut census.valid_marked,
+                (CopyKind::Busy, false) => &mut census.busy,
+                (CopyKind::Busy, true) => &mut census.busy_marked,
+                (CopyKind::WrongVersion(_), _) => &mut census.wrong_version,
+                (CopyKind::Invalid, _) => &mut census.invalid,
+                (CopyKind::Deleting, _) => &mut census.deleting,
+            };
+            *counter += 1;
+        }
+        census
+    }
+
+    pub(super) fn copy(&self, server: ServerId) -> Option<CopyState> {
+        self.copies.iter().find(|copy| copy.server == server).map(|copy| copy.state)
+    }
+
+    pub(super) fn copy_mut(&mut self, server: ServerId) -> Option<&mut CopyState> {
+        self.copies.iter_mut().find(|copy| copy.server == server).map(|copy| &mut copy.state)
+    }
+
+    /// Adds the copy, or changes the one that is there.
+    pub(super) fn set(&mut self, server: ServerId, state: CopyState) {
+        match self.copy_mut(server) {
+            Some(present) => *present = state,
+            None => self.copies.push(Copy { server, state }),
+        }
+    }
+
+    pub(super) fn remove(&mut self, server: ServerId) -> Option<CopyState> {
+        let at = self.copies.iter().position(|copy| copy.server == server)?;
+        Some(self.copies.remove(at).state)
+    }
+
+    pub(super) fn usable_servers(&self) -> Vec<ServerId> {
+        self.copies.iter().filter(|copy| copy.state.is_usable()).map(|copy| copy.server).collect()
+    }
+
+    pub(super) fn any_busy(&self) -> bool {
+        self.copies.iter().any(|copy| copy.state.kind == CopyKind::Busy)
+    }
+
+    /// An operation that changes the chunk runs.
+    pub(super) fn is_changing(&self) -> bool {
+        !matches!(self.operation, Operation::None | Operation::Replicate { .. })
+    }
+}

@@ -1,0 +1,46 @@
+//! Sums over the whole file system, for those who watch it. Spec 70, 4.1 and 4.3.
+
+use wire::Inode;
+
+use crate::namespace::Namespace;
+use crate::state::ROOT;
+
+/// What there is in all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    pub nodes: u32,
+    pub dirs: u32,
+    pub files: u32,
+    pub trash_bytes: u64,
+    pub trash_nodes: u32,
+    pub sustained_bytes: u64,
+    pub sustained_nodes: u32,
+}
+
+impl Namespace {
+    pub fn totals(&self) -> Totals {
+        let tree = self.state.figures(ROOT);
+        Totals {
+            nodes: self.state.node_count(),
+            dirs: tree.dirs,
+            files: tree.files + self.state.trash_nodes + self.state.sustained_nodes,
+            trash_bytes: self.state.trash_bytes,
+            trash_nodes: self.state.trash_nodes,
+            sustained_bytes: self.state.sustained_bytes,
+            sustained_nodes: self.state.sustained_nodes,
+        }
+    }
+
+    /// Nodes, of whatever kind, that have a storage class.
+    pub fn nodes_of_class(&self, class: u8) -> u32 {
+        self.state.nodes_of_class(class)
+    }
+
+    /// The path of a directory that is some session's root.
+    pub fn path_of_root(&self, directory: Inode) -> Vec<u8> {
+        match self.state.node(directory.0).map(|node| node.edge) {
+            Some(edge) if edge != 0 => [b"/", &self.state.path_below(edge, ROOT)[..]].concat(),
+            _ => b"/".to_vec(),
+        }
+    }
+}
