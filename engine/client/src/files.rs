@@ -1,0 +1,398 @@
+//! What the client knows of each inode that it holds: open handles, length, unsent data, times, the sticky error.
+//!
+//! A `File` exists while it has handles or unsent data. The kernel's references (lookup to forget) are counted beside
+//! it, since they keep an inode alive at the master but need no state. Spec 30, 5.2; Spec 72, 5.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use ring::local::Semaphore;
+use wire::{AmtimeEntry, Attr, Inode, NodeKind};
+
+use crate::readahead::Reader;
+use crate::types::{Handle, OpenFlags};
+use crate::write::Dirty;
+use crate::{Errno, Event};
+
+/// One inode with open handles or unsent data.
+pub(crate) struct File {
+    pub(crate) inode: Inode,
+    /// The length that the master knows.
+    pub(crate) master_length: Cell<u64>,
+    /// Raised by every notice and every change of our own that makes bytes read before doubtful.
+    pub(crate) changes: Cell<u64>,
+    /// Raised whenever the master tells where chunks are or how long the file is: an answer to a question asked
+    /// before may be older than that.
+    pub(crate) notices: Cell<u64>,
+    /// The first write error; kept until the last handle goes. Spec 72, 5.3.
+    pub(crate) error: Cell<Option<Errno>>,
+    pub(crate) dirty: Dirty,
+    handles: Cell<u32>,
+    /// Read-ahead of every handle, so that changes reach them all.
+    readers: RefCell<Vec<Rc<Reader>>>,
+}
+
+impl File {
+    /// The length that this client's processes see: unsent data counts.
+    pub(crate) fn length(&self) -> u64 {
+        self.master_length.get().max(self.dirty.end())
+    }
+
+    /// The master has told something about this file.
+    pub(crate) fn noticed(&self) {
+        self.notices.set(self.notices.get() + 1);
+    }
+
+    /// Bytes of this range were changed: nothing read before may serve a later read.
+    pub(crate) fn bytes_changed(&self, start: u64, end: u64) {
+        self.changes.set(self.changes.get() + 1);
+        for reader in self.readers.borrow().iter() {
+            reader.forget(start, end);
+        }
+    }
+}
+
+/// One open handle.
+pub(crate) struct Open {
+    pub(crate) handle: Handle,
+    pub(crate) file: Rc<File>,
+    pub(crate) flags: OpenFlags,
+    /// The master says that only appending is allowed.
+    pub(crate) append_only: bool,
+    /// Opened by the superuser, who may use reserved space. Spec 31, 31.9.
+    pub(crate) is_root: bool,
+    pub(crate) reader: Rc<Reader>,
+    /// Owners that hold or held fcntl locks through this handle.
+    pub(crate) lock_owners: RefCell<BTreeSet<u64>>,
+    pub(crate) used_flock: Cell<bool>,
+}
+
+#[derive(Default)]
+pub(crate) struct Files {
+    files: RefCell<BTreeMap<Inode, Rc<File>>>,
+    opens: RefCell<BTreeMap<Handle, Rc<Open>>>,
+    last_handle: Cell<u64>,
+    /// References that the kernel holds.
+    kernel: RefCell<BTreeMap<Inode, u64>>,
+    times: RefCell<BTreeMap<Inode, Times>>,
+}
+
+/// Times that the master has not been told often enough. 0: none. Spec 30, 5.3.
+#[derive(Clone, Copy, Default)]
+struct Times {
+    atime: u32,
+    mtime: u32,
+    /// Each value is sent in two successive seconds.
+    sends_left: u8,
+}
+
+const TIME_SENDS: u8 = 2;
+
+impl Files {
+    /// The file with this inode, made if it is not held yet. Counts one handle.
+    pub(crate) fn hold(&self, inode: Inode) -> Rc<File> {
+        let mut files = self.files.borrow_mut();
+        let file = files.entry(inode).or_insert_with(|| {
+            Rc::new(File {
+                inode,
+                master_length: Cell::new(0),
+                changes: Cell::new(0),
+                notices: Cell::new(0),
+                error: Cell::new(None),
+                dirty: Dirty::default(),
+                handles: Cell::new(0),
+                readers: RefCell::default(),
+            })
+        });
+        file.handles.set(file.handles.get() + 1);
+        file.clone()
+    }
+
+    /// Takes back one `hold`. With the last one the file is forgotten.
+    pub(crate) fn let_go(&self, file: &Rc<File>) {
+        file.handles.set(file.handles.get() - 1);
+        if file.handles.get() == 0 {
+            self.files.borrow_mut().remove(&file.inode);
+        }
+    }
+
+    pub(crate) fn find(&self, inode: Inode) -> Option<Rc<File>> {
+        self.files.borrow().get(&inode).cloned()
+    }
+
+    pub(crate) fn all(&self) -> Vec<Rc<File>> {
+        self.files.borrow().values().cloned().collect()
+    }
+
+    pub(crate) fn add_open(&self, file: Rc<File>, flags: OpenFlags, append_only: bool, is_root: bool) -> Rc<Open> {
+        self.last_handle.set(self.last_handle.get() + 1);
+        let handle = Handle(self.last_handle.get());
+        let reader = Rc::new(Reader::default());
+        file.readers.borrow_mut().push(reader.clone());
+        let open = Rc::new(Open {
+            handle,
+            file,
+            flags,
+            append_only,
+            is_root,
+            reader,
+            lock_owners: RefCell::default(),
+            used_flock: Cell::new(false),
+        });
+        self.opens.borrow_mut().insert(handle, open.clone());
+        open
+    }
+
+    /// Errors: EBADF.
+    pub(crate) fn open(&self, handle: Handle) -> Result<Rc<Open>, Errno> {
+        self.opens.borrow().get(&handle).cloned().ok_or(Errno::EBADF)
+    }
+
+    /// The handle is gone; the file stays held until `let_go`. Errors: EBADF.
+    pub(crate) fn remove_open(&self, handle: Handle) -> Result<Rc<Open>, Errno> {
+        let open = self.opens.borrow_mut().remove(&handle).ok_or(Errno::EBADF)?;
+        open.file.readers.borrow_mut().retain(|reader| !Rc::ptr_eq(reader, &open.reader));
+        Ok(open)
+    }
+
+    /// Forgets what was read for handles that nobody has used since the last sweep.
+    pub(crate) fn sweep_readers(&self) {
+        for open in self.opens.borrow().values() {
+            open.reader.sweep();
+        }
+    }
+
+    pub(crate) fn kernel_holds(&self, inode: Inode) {
+        *self.kernel.borrow_mut().entry(inode).or_default() += 1;
+    }
+
+    pub(crate) fn kernel_forgot(&self, inode: Inode, count: u64) {
+        let mut kernel = self.kernel.borrow_mut();
+        if let Some(held) = kernel.get_mut(&inode) {
+            *held = held.saturating_sub(count);
+            if *held == 0 {
+                kernel.remove(&inode);
+            }
+        }
+    }
+
+    /// Some handle, unsent data or the kernel refers to it.
+    pub(crate) fn is_held(&self, inode: Inode) -> bool {
+        self.files.borrow().contains_key(&inode) || self.kernel.borrow().contains_key(&inode)
+    }
+
+    /// All inodes that the master must keep for us, ascending.
+    pub(crate) fn held_inodes(&self) -> Vec<Inode> {
+        let mut inodes: BTreeSet<Inode> = self.kernel.borrow().keys().copied().collect();
+        inodes.extend(self.files.borrow().keys().copied());
+        inodes.retain(|inode| inode.0 != 0 && inode.0 < wire::limits::RESERVED_INODE_MIN);
+        inodes.into_iter().collect()
+    }
+
+    /// The connection was lost: notices may have been missed.
+    pub(crate) fn all_changed(&self) {
+        for file in self.all() {
+            file.bytes_changed(0, u64::MAX);
+        }
+    }
+
+    pub(crate) fn note_read(&self, inode: Inode, now_secs: u32) {
+        let mut times = self.times.borrow_mut();
+        let entry = times.entry(inode).or_default();
+        if entry.atime != now_secs {
+            entry.atime = now_secs;
+            entry.sends_left = TIME_SENDS;
+        }
+    }
+
+    pub(crate) fn note_write(&self, inode: Inode, now_secs: u32) {
+        let mut times = self.times.borrow_mut();
+        let entry = times.entry(inode).or_default();
+        if entry.mtime != now_secs {
+            entry.mtime = now_secs;
+            entry.sends_left = TIME_SENDS;
+        }
+    }
+
+    /// Somebody set these times by hand: ours no longer count.
+    pub(crate) fn cancel_times(&self, inode: Inode, atime: bool, mtime: bool) {
+        let mut times = self.times.borrow_mut();
+        if let Some(entry) = times.get_mut(&inode) {
+            if atime {
+                entry.atime = 0;
+            }
+            if mtime {
+                entry.mtime = 0;
+            }
+            if entry.atime == 0 && entry.mtime == 0 {
+                times.remove(&inode);
+            }
+        }
+    }
+
+    /// What to tell the master this second.
+    pub(crate) fn take_times(&self) -> Vec<AmtimeEntry> {
+        let mut entries = Vec::new();
+        self.times.borrow_mut().retain(|inode, times| {
+            entries.push(AmtimeEntry { inode: *inode, atime: times.atime, mtime: times.mtime });
+            times.sends_left -= 1;
+            times.sends_left > 0
+        });
+        entries
+    }
+
+    /// The master's attributes with what only we know: length of unsent data, times. Spec 72, 4.1.
+    pub(crate) fn with_local(&self, inode: Inode, mut attr: Attr) -> Attr {
+        if attr.kind == NodeKind::File
+            && let Some(file) = self.find(inode)
+        {
+            attr.extra = attr.extra.max(file.dirty.end());
+        }
+        if let Some(times) = self.times.borrow().get(&inode) {
+            attr.atime = attr.atime.max(times.atime);
+            attr.mtime = attr.mtime.max(times.mtime);
+            attr.ctime = attr.ctime.max(times.mtime);
+        }
+        attr
+    }
+}
+
+/// Events for the mount: the last ones, should it not keep up.
+#[derive(Default)]
+pub(crate) struct Events {
+    sender: RefCell<Option<ring::local::Sender<Event>>>,
+    receiver: RefCell<Option<ring::local::Receiver<Event>>>,
+}
+
+/// Events that may wait for the mount. When they are more, the newest are dropped: kernel caches then live out their
+/// time, which is what the protocol promises at least.
+const EVENTS_MAX: usize = 16_384;
+
+impl Events {
+    pub(crate) fn new() -> Events {
+        let (sender, receiver) = ring::local::channel(EVENTS_MAX);
+        Events { sender: RefCell::new(Some(sender)), receiver: RefCell::new(Some(receiver)) }
+    }
+
+    pub(crate) fn take(&self) -> Option<ring::local::Receiver<Event>> {
+        self.receiver.borrow_mut().take()
+    }
+
+    pub(crate) fn tell(&self, event: Event) {
+        if self.receiver.borrow().is_none()
+            && let Some(sender) = self.sender.borrow().as_ref()
+        {
+            let _ = sender.try_send(event); // full, or nobody listens any more: see EVENTS_MAX
+        }
+    }
+
+    pub(crate) fn close(&self) {
+        self.sender.borrow_mut().take();
+    }
+}
+
+/// Bytes of memory shared by many; who finds too little free waits, first come, first served.
+pub(crate) struct Budget {
+    total: usize,
+    free: Semaphore,
+}
+
+/// A part of a budget; given back when dropped.
+pub(crate) struct Share {
+    free: Semaphore,
+    bytes: usize,
+}
+
+impl Budget {
+    pub(crate) fn new(total: usize) -> Budget {
+        Budget { total, free: Semaphore::new(total) }
+    }
+
+    /// Waits until `bytes` are free; never asks for more than there is in all.
+    pub(crate) async fn take(&self, bytes: usize) -> Share {
+        let bytes = bytes.min(self.total);
+        self.free.acquire(bytes).await.forget();
+        Share { free: self.free.clone(), bytes }
+    }
+
+    /// The bytes now, or nothing.
+    pub(crate) fn try_take(&self, bytes: usize) -> Option<Share> {
+        self.free.try_acquire(bytes)?.forget();
+        Some(Share { free: self.free.clone(), bytes })
+    }
+
+    /// Less than a quarter is free: what can go should go.
+    pub(crate) fn is_scarce(&self) -> bool {
+        self.free.available() < self.total / 4
+    }
+}
+
+impl Share {
+    /// Makes one share of two.
+    pub(crate) fn absorb(&mut self, mut other: Share) {
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.free.add(self.bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+
+    #[test]
+    fn a_share_gives_its_bytes_back_and_two_become_one() {
+        let budget = Budget::new(100);
+        let mut first = budget.try_take(60).unwrap();
+        first.absorb(budget.try_take(40).unwrap());
+        assert!(budget.try_take(1).is_none());
+        assert!(budget.take(1).now_or_never().is_none());
+        drop(first);
+        assert!(budget.try_take(100).is_some());
+    }
+
+    #[test]
+    fn a_request_larger_than_the_budget_takes_all_of_it() {
+        let budget = Budget::new(100);
+        assert!(budget.take(1000).now_or_never().is_some());
+    }
+
+    #[test]
+    fn every_time_is_told_twice_and_a_set_time_cancels_ours() {
+        let files = Files::default();
+        files.note_write(Inode(5), 1000);
+        files.note_read(Inode(6), 1001);
+        let entry = |inode, atime, mtime| AmtimeEntry { inode: Inode(inode), atime, mtime };
+        let both = [entry(5, 0, 1000), entry(6, 1001, 0)];
+        assert_eq!(files.take_times(), both);
+        assert_eq!(files.take_times(), both);
+        assert_eq!(files.take_times(), []);
+        files.note_write(Inode(5), 1002);
+        files.cancel_times(Inode(5), false, true);
+        assert_eq!(files.take_times(), []);
+    }
+
+    #[test]
+    fn an_inode_is_held_by_handles_and_by_the_kernel() {
+        let files = Files::default();
+        let file = files.hold(Inode(9));
+        files.kernel_holds(Inode(3));
+        files.kernel_holds(Inode(3));
+        files.kernel_holds(Inode(9));
+        assert_eq!(files.held_inodes(), [Inode(3), Inode(9)]);
+        files.kernel_forgot(Inode(3), 2);
+        files.kernel_forgot(Inode(9), 1);
+        assert_eq!(files.held_inodes(), [Inode(9)]);
+        files.let_go(&file);
+        assert!(!files.is_held(Inode(9)));
+        assert_eq!(files.held_inodes(), []);
+    }
+}

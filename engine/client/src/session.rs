@@ -1,0 +1,226 @@
+//! Registering with a master: a new session, or the old one after a break. Spec 30, 3 and 5.1.
+//!
+//! The hand-shake has no message ids: one packet out, exactly one in. It runs before the connection belongs to
+//! `master`, so nothing else can be on the wire.
+
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::time::Duration;
+
+use md5::Digest;
+use ring::{BufferedReader, Ring, Stream};
+use wire::{
+    CltomaFuseRegister, Header, MatoclFuseChunkHasChanged, MatoclFuseInvalidateChunkCache, MatoclFuseRegister, MetaId,
+    NewSession, Packet, Passcode, SessionLimits, SessionText, Status, VersionWord,
+};
+
+use crate::{Session, Settings};
+
+/// Each step of the hand-shake. Spec 30, 1.1 says 1 s; a master that just started may need longer.
+const STEP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Largest answer to a register packet that exists: 57 bytes from 4.x.
+const ANSWER_BYTES_MAX: u32 = 256;
+const READER_BYTES: usize = 64 << 10;
+
+pub(crate) enum Registered {
+    Session(Box<(Stream, BufferedReader, Session)>),
+    /// Another master leads; 0.0.0.0: nobody does yet.
+    Redirect(Ipv4Addr),
+}
+
+pub(crate) enum Refusal {
+    Status(Status),
+    OldMaster(VersionWord),
+    Io(std::io::Error),
+    Protocol(String),
+}
+
+impl From<std::io::Error> for Refusal {
+    fn from(error: std::io::Error) -> Refusal {
+        Refusal::Io(error)
+    }
+}
+
+/// Registers on a fresh connection. `old`: the session to be resumed; if the master will not have it, a new one is
+/// asked for, with the old number when it says EPERM (the exports have changed), without it otherwise.
+pub(crate) async fn register(
+    ring: &Ring,
+    settings: &Settings,
+    master: SocketAddrV4,
+    stream: Stream,
+    old: Option<&Session>,
+) -> Result<Registered, Refusal> {
+    let local = match stream.local() {
+        SocketAddr::V4(local) => *local.ip(),
+        SocketAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
+    };
+    let mut shake =
+        Handshake { ring, stream: stream.clone(), reader: BufferedReader::new(stream.clone(), READER_BYTES) };
+    let mut again_with = None;
+    if let Some(old) = old {
+        let request =
+            CltomaFuseRegister::Reconnect { sessionid: old.id, version: VersionWord::OURS, metaid: Some(old.metaid) };
+        match shake.ask(&request).await? {
+            MatoclFuseRegister::Reconnected { status: Status::OK, version } => {
+                let session = Session { master, local, master_version: version, ..old.clone() };
+                return Ok(Registered::Session(Box::new((stream, shake.reader, session))));
+            }
+            MatoclFuseRegister::Status(Status::OK) => {
+                let session = Session { master, local, ..old.clone() };
+                return Ok(Registered::Session(Box::new((stream, shake.reader, session))));
+            }
+            MatoclFuseRegister::Reconnected { status, .. } | MatoclFuseRegister::Status(status) => {
+                tracing::info!("the master does not resume session {}: {status}", old.id);
+                again_with = (status == Status::EPERM).then_some((old.id, old.metaid));
+            }
+            MatoclFuseRegister::Redirect { leader_ip } => return Ok(Registered::Redirect(leader_ip.into())),
+            other => return Err(Refusal::Protocol(format!("answer to RECONNECT: {other:?}"))),
+        }
+    }
+    let passcode = match settings.password_md5 {
+        Some(digest) => Some(shake.passcode(&digest).await?),
+        None => None,
+    };
+    let request = NewSession {
+        version: VersionWord::OURS,
+        info: text(&settings.info),
+        path: (!settings.meta).then(|| text(&settings.subfolder)),
+        sessionid: again_with.map(|(id, _)| id),
+        metaid: again_with.map(|(_, metaid)| metaid),
+        passcode,
+    };
+    let request = if settings.meta {
+        CltomaFuseRegister::NewMetaSession(request)
+    } else {
+        CltomaFuseRegister::NewSession(request)
+    };
+    match shake.ask(&request).await? {
+        MatoclFuseRegister::Session { version, sessionid, metaid, limits } => {
+            if !version.at_least(3, 0, 113) {
+                return Err(Refusal::OldMaster(version));
+            }
+            let metaid = metaid.unwrap_or_default();
+            let session = session_of(master, local, version, sessionid, metaid, &limits);
+            Ok(Registered::Session(Box::new((stream, shake.reader, session))))
+        }
+        MatoclFuseRegister::MetaSession {
+            version,
+            sessionid,
+            metaid,
+            sesflags,
+            mingoal,
+            maxgoal,
+            mintrashtime,
+            maxtrashtime,
+        } => {
+            let limits = SessionLimits {
+                sesflags,
+                umask: 0,
+                rootuid: 0,
+                rootgid: 0,
+                mapalluid: 0,
+                mapallgid: 0,
+                mingoal,
+                maxgoal,
+                mintrashtime,
+                maxtrashtime,
+                disables: 0,
+            };
+            let session = session_of(master, local, version, sessionid, metaid, &limits);
+            Ok(Registered::Session(Box::new((stream, shake.reader, session))))
+        }
+        MatoclFuseRegister::Redirect { leader_ip } => Ok(Registered::Redirect(leader_ip.into())),
+        MatoclFuseRegister::Status(status) => Err(Refusal::Status(status)),
+        other => Err(Refusal::Protocol(format!("answer to NEWSESSION: {other:?}"))),
+    }
+}
+
+fn session_of(
+    master: SocketAddrV4,
+    local: Ipv4Addr,
+    master_version: VersionWord,
+    id: wire::SessionId,
+    metaid: MetaId,
+    limits: &SessionLimits,
+) -> Session {
+    Session {
+        master,
+        local,
+        master_version,
+        id,
+        metaid,
+        flags: limits.sesflags,
+        umask: limits.umask,
+        root_uid: limits.rootuid,
+        root_gid: limits.rootgid,
+        map_all_uid: limits.mapalluid,
+        map_all_gid: limits.mapallgid,
+        goal_min: limits.mingoal,
+        goal_max: limits.maxgoal,
+        trash_time_min_secs: limits.mintrashtime,
+        trash_time_max_secs: limits.maxtrashtime,
+        disables: limits.disables,
+    }
+}
+
+/// With its closing NUL, cut where the master would refuse it.
+fn text(text: &str) -> SessionText {
+    let bytes = text.as_bytes();
+    let mut bytes = bytes[..bytes.len().min(wire::limits::SESSION_TEXT_BYTES_MAX - 1)].to_vec();
+    bytes.push(0);
+    wire::Text(bytes)
+}
+
+struct Handshake<'a> {
+    ring: &'a Ring,
+    stream: Stream,
+    reader: BufferedReader,
+}
+
+impl Handshake<'_> {
+    async fn ask(&mut self, request: &CltomaFuseRegister) -> Result<MatoclFuseRegister, Refusal> {
+        let packet = request.encode();
+        let late = || std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer to the registration");
+        let stream = self.stream.clone();
+        self.ring.timeout(STEP_TIMEOUT, stream.send_all(packet)).await.map_err(|_| late())?.0?;
+        let deadline = self.ring.now() + STEP_TIMEOUT;
+        loop {
+            let header = {
+                let left = deadline - self.ring.now();
+                let bytes = self.ring.timeout(left, self.reader.fill(8)).await.map_err(|_| late())??;
+                Header::decode(bytes[..8].try_into().expect("fill gives what was asked for"))
+            };
+            if header.length > ANSWER_BYTES_MAX {
+                return Err(Refusal::Protocol(format!("packet {} of {} bytes", header.kind, header.length)));
+            }
+            self.reader.consume(8);
+            let length = header.length as usize;
+            let left = deadline - self.ring.now();
+            let payload =
+                self.ring.timeout(left, self.reader.fill(length)).await.map_err(|_| late())??[..length].to_vec();
+            self.reader.consume(length);
+            match header.kind {
+                0..=2 => continue, // a keep-alive that was on its way
+                // News of chunks and files that this session does not know yet, from a master that did not wait.
+                MatoclFuseChunkHasChanged::TYPE..=MatoclFuseInvalidateChunkCache::TYPE => continue,
+                MatoclFuseRegister::TYPE => {
+                    return MatoclFuseRegister::decode(&payload).map_err(|error| Refusal::Protocol(error.to_string()));
+                }
+                other => return Err(Refusal::Protocol(format!("packet {other} in the hand-shake"))),
+            }
+        }
+    }
+
+    /// MD5(challenge[..16] + digest + challenge[16..]). Spec 30, 3.1.
+    async fn passcode(&mut self, digest: &[u8; 16]) -> Result<Passcode, Refusal> {
+        let challenge = match self.ask(&CltomaFuseRegister::GetRandom).await? {
+            MatoclFuseRegister::Random(challenge) => challenge,
+            MatoclFuseRegister::Status(status) => return Err(Refusal::Status(status)),
+            other => return Err(Refusal::Protocol(format!("answer to GETRANDOM: {other:?}"))),
+        };
+        let mut hash = md5::Md5::new();
+        hash.update(&challenge[..16]);
+        hash.update(digest);
+        hash.update(&challenge[16..]);
+        Ok(hash.finalize().into())
+    }
+}
