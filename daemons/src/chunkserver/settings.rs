@@ -1,0 +1,101 @@
+//! `mfschunkserver.cfg` and `mfshdd.cfg`. Spec 60, 6 and 10.
+
+use std::io;
+use std::net::{Ipv4Addr, ToSocketAddrs};
+use std::time::Duration;
+
+use chunk::folders::{parse_folders, parse_labels};
+use chunk::settings::{Durability, IoMode, Settings};
+
+use crate::config::{self, Config};
+
+/// Settings of a chunkserver. Errors: a sentence for the person who wrote the configuration.
+pub fn from_config(config: &Config) -> Result<Settings, String> {
+    let hdd_path = config::secondary_path(config, "HDD_CONF_FILENAME", "mfshdd.cfg");
+    let hdd_text = std::fs::read(&hdd_path).map_err(|error| format!("{}: {error}", hdd_path.display()))?;
+    let folders = parse_folders(&String::from_utf8_lossy(&hdd_text));
+    if folders.is_empty() {
+        return Err(format!("{}: names no folder for chunks", hdd_path.display()));
+    }
+    let umask = umask(config);
+    let seconds = |name, default, range| Duration::from_secs(u64::from(config.number::<u32>(name, default, range)));
+    let defaults = Settings::new(config.path("DATA_PATH", "/var/lib/mfs"), folders);
+    Ok(Settings {
+        start_with_invalid_disks: config.boolean("ALLOW_STARTING_WITH_INVALID_DISKS", false),
+        listen_ip: listen_address(config, "CSSERV_LISTEN_HOST")?.unwrap_or(Ipv4Addr::UNSPECIFIED),
+        listen_port: port(config, "CSSERV_LISTEN_PORT", 9422)?,
+        master_host: config.text("MASTER_HOST", "mfsmaster"),
+        master_port: port(config, "MASTER_PORT", 9420)?,
+        bind_ip: listen_address(config, "BIND_HOST")?,
+        master_timeout_sec: match config.number::<u16>("MASTER_TIMEOUT", 0, 0..=u16::MAX) {
+            0 => 0,
+            seconds => seconds.max(10),
+        },
+        master_reconnection_delay: seconds("MASTER_RECONNECTION_DELAY", 5, 1..=u32::MAX),
+        auth_code: config.optional("AUTH_CODE").map(|code| code.as_bytes().to_vec()),
+        labels: parse_labels(&config.text("LABELS", "")),
+        chunks_per_register_packet: config.number::<u32>("CHUNKS_PER_REGISTER_PACKET", 10_000, 1000..=100_000) as usize,
+        jobs_max: config.number("WORKERS_MAX", 250, 1..=100_000),
+        leave_space_bytes: config.size("HDD_LEAVE_SPACE_DEFAULT", 256 << 20),
+        files_per_subfolder_turn: config.number("HDD_RR_CHUNK_COUNT", 10_000, 1..=100_000),
+        keep_duplicates: seconds("HDD_KEEP_DUPLICATES_HOURS", 168, 0..=2400) * 3600,
+        disk_errors_tolerated: config.number("HDD_ERROR_TOLERANCE_COUNT", 2, 1..=10),
+        disk_errors_period: seconds("HDD_ERROR_TOLERANCE_PERIOD", 600, 10..=86_400),
+        test_speed: config.float("HDD_TEST_SPEED", 1.0),
+        min_test_interval: seconds("HDD_MIN_TEST_INTERVAL", 86_400, 0..=u32::MAX),
+        io_mode: io_mode(config)?,
+        durability: durability(config)?,
+        file_mode: 0o666 & !umask,
+        folder_mode: 0o777 & !umask,
+        resolve,
+        options: config.values().clone(),
+        ..defaults
+    })
+}
+
+/// Octal, as people write it, with or without a leading zero.
+fn umask(config: &Config) -> u32 {
+    let text = config.text("FILE_UMASK", "027");
+    u32::from_str_radix(text.trim(), 8).unwrap_or(0o027) & 0o777
+}
+
+fn io_mode(config: &Config) -> Result<IoMode, String> {
+    match config.text("HDD_IO_MODE", "buffered").as_str() {
+        "direct" => Ok(IoMode::Direct),
+        "buffered" => Ok(IoMode::Buffered),
+        other => Err(format!("HDD_IO_MODE = {other}: must be direct or buffered")),
+    }
+}
+
+fn durability(config: &Config) -> Result<Durability, String> {
+    match config.text("DURABILITY", "written").as_str() {
+        "written" => Ok(Durability::Written),
+        "synced" => Ok(Durability::Synced),
+        other => Err(format!("DURABILITY = {other}: must be written or synced")),
+    }
+}
+
+/// None for `*`.
+fn listen_address(config: &Config, name: &str) -> Result<Option<Ipv4Addr>, String> {
+    let host = config.text(name, "*");
+    if host == "*" {
+        return Ok(None);
+    }
+    let addresses = resolve(&host).map_err(|error| format!("{name} = {host}: {error}"))?;
+    addresses.first().copied().map(Some).ok_or_else(|| format!("{name} = {host}: has no IPv4 address"))
+}
+
+fn port(config: &Config, name: &str, default: u16) -> Result<u16, String> {
+    let text = config.text(name, &default.to_string());
+    text.parse().map_err(|_| format!("{name} = {text}: must be a port number"))
+}
+
+fn resolve(host: &str) -> io::Result<Vec<Ipv4Addr>> {
+    let addresses = (host, 0).to_socket_addrs()?;
+    Ok(addresses
+        .filter_map(|address| match address.ip() {
+            std::net::IpAddr::V4(ip) => Some(ip),
+            std::net::IpAddr::V6(_) => None,
+        })
+        .collect())
+}

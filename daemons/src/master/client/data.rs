@@ -1,0 +1,492 @@
+//! Reading, writing and cutting chunks: where are the copies, who may change them. Spec 31, 31.7 to 31.9; Spec 41, 4.
+//!
+//! ```text
+//! attempt -> answer at once                                       the usual case
+//!         -> the chunk is locked or busy: park, wait, try again   at most 30 s
+//!         -> an operation was begun: wait for its end, then answer or undo
+//! ```
+//!
+//! An attempt that can be answered at once is, within the handler; only the others become tasks. A request of a
+//! connection that ends is dropped where it waits; what it had begun is undone.
+
+use std::time::Duration;
+
+use meta::chunks::{ServerId, WriteStep};
+use meta::{Caller, Grant, Truncate, WriteTarget};
+use ring::local::{OneshotReceiver, oneshot};
+use tracing::warn;
+use wire::{
+    ChunkId, CltomaFuseReadChunk, CltomaFuseTruncate, CltomaFuseWriteChunk, CltomaFuseWriteChunkEnd, Field, Inode,
+    MatoclFuseChunkHasChanged, MatoclFuseFlengHasChanged, MatoclFuseReadChunk, MatoclFuseTruncate,
+    MatoclFuseWriteChunk, MatoclFuseWriteChunkEnd, Packet, SessionId, Status, Version, VersionWord, chunk_op_flags,
+    encode_status, knows_open_flags, truncate_flags,
+};
+
+use super::{Link, Request, packet};
+use crate::master::Shared;
+use crate::master::core::{Core, Parked, Waiting};
+
+/// How long a request waits for a locked or busy chunk. Spec 41, 5.2.
+const PARKED_MAX: Duration = Duration::from_secs(30);
+
+/// Who asks.
+#[derive(Clone)]
+pub(super) struct Who {
+    pub(super) id: u64,
+    pub(super) link: Link,
+    pub(super) session: SessionId,
+}
+
+/// What came of one attempt.
+enum Attempt {
+    Answer(Vec<u8>),
+    Refuse(Status),
+    /// The chunk is not free.
+    Park {
+        chunk: ChunkId,
+        status: Status,
+    },
+    /// Chunkservers were asked to do something.
+    Begun {
+        grant: Grant,
+        ended: OneshotReceiver<Status>,
+    },
+}
+
+/// A request that may have to be tried several times.
+trait Patient: Clone + 'static {
+    fn msgid(&self) -> u32;
+    /// Packet number of the answer.
+    const ANSWER: u32;
+    fn attempt(&self, core: &mut Core, who: &Who, now: u32) -> Attempt;
+    /// The slot that an operation works on.
+    fn slot(&self, grant: &Grant) -> (Inode, u32);
+    /// The operation succeeded.
+    fn complete(&self, core: &mut Core, who: &Who, grant: &Grant, now: u32) -> Result<Vec<u8>, Status>;
+}
+
+pub(super) fn read_chunk(master: &Shared, who: Who, request: CltomaFuseReadChunk) {
+    serve(master, who, request);
+}
+
+pub(super) fn write_chunk(master: &Shared, who: Who, request: CltomaFuseWriteChunk) {
+    serve(master, who, request);
+}
+
+pub(super) fn truncate(master: &Shared, who: Who, request: CltomaFuseTruncate) {
+    serve(master, who, request);
+}
+
+/// Answers at once if that is possible, else leaves the request to a task.
+fn serve<P: Patient>(master: &Shared, who: Who, request: P) {
+    let first = try_once(master, &who, &request);
+    if let Some(attempt) = first {
+        drop(master.ring.spawn(wait(master.clone(), who, request, attempt)));
+    }
+}
+
+/// One attempt; its answer is sent. What is left to wait for is returned.
+fn try_once<P: Patient>(master: &Shared, who: &Who, request: &P) -> Option<Attempt> {
+    master.with(|core, now| match request.attempt(core, who, now) {
+        Attempt::Answer(packet) => {
+            core.reply(&who.link.outbox, packet);
+            None
+        }
+        Attempt::Refuse(status) => {
+            refuse::<P>(core, who, request, status);
+            None
+        }
+        waiting => Some(waiting),
+    })
+}
+
+fn refuse<P: Patient>(core: &mut Core, who: &Who, request: &P, status: Status) {
+    // Clients before 3.0.8 do not know EAGAIN. Spec 10, 4.
+    let old = status == Status::EAGAIN && !who.link.version.at_least(3, 0, 8);
+    let status = if old { Status::LOCKED } else { status };
+    core.reply(&who.link.outbox, encode_status(P::ANSWER, request.msgid(), status));
+}
+
+/// Waits as often as it takes.
+async fn wait<P: Patient>(master: Shared, who: Who, request: P, mut attempt: Attempt) {
+    let deadline = master.ring.now() + PARKED_MAX;
+    let ticket = master.with(|core, _| core.number());
+    loop {
+        match attempt {
+            Attempt::Park { chunk, status } => {
+                let (sender, woken) = oneshot();
+                master.with(|core, _| {
+                    let parked = Parked { connection: who.id, woken: sender };
+                    core.parked.entry(chunk).or_default().insert(ticket, parked);
+                });
+                let left = deadline - master.ring.now();
+                match master.ring.timeout(left, woken.recv()).await {
+                    Ok(Some(())) => {}
+                    Ok(None) => return, // the connection is gone
+                    Err(_) => {
+                        master.with(|core, _| {
+                            core.unpark(chunk, ticket);
+                            refuse(core, &who, &request, status);
+                        });
+                        return;
+                    }
+                }
+            }
+            Attempt::Begun { grant, ended } => {
+                let status = ended.recv().await;
+                master.with(|core, now| end_operation(core, &who, &request, &grant, status, now));
+                return;
+            }
+            Attempt::Answer(_) | Attempt::Refuse(_) => return,
+        }
+        match try_once(&master, &who, &request) {
+            Some(next) => attempt = next,
+            None => return,
+        }
+    }
+}
+
+/// The servers are done. `status` None: the client is gone.
+fn end_operation<P: Patient>(core: &mut Core, who: &Who, request: &P, grant: &Grant, status: Option<Status>, now: u32) {
+    let status = match status {
+        Some(Status::OK) => match request.complete(core, who, grant, now) {
+            Ok(packet) => return core.reply(&who.link.outbox, packet),
+            Err(status) => Some(status),
+        },
+        other => other,
+    };
+    if status.is_none() {
+        core.chunks.forget_client(grant.chunk);
+    }
+    let (inode, index) = request.slot(grant);
+    if let Err(refused) = core.namespace.rollback(now, inode, index, grant.previous, grant.chunk) {
+        warn!(chunk = %grant.chunk, status = %refused, "a grant whose operation failed cannot be undone");
+    }
+    core.chunks.unlocked(grant.chunk, &core.namespace, now, &mut core.effects);
+    if let Some(status) = status {
+        refuse(core, who, request, status);
+    }
+}
+
+/// Remembers who waits for the operation on a chunk.
+fn begun(core: &mut Core, who: &Who, grant: Grant) -> Attempt {
+    let (sender, ended) = oneshot();
+    core.waiting.insert(grant.chunk, Waiting { connection: who.id, ended: sender });
+    Attempt::Begun { grant, ended }
+}
+
+/// LOCKED and CHUNKBUSY pass by themselves; all else is told.
+fn park_or_refuse(chunk: ChunkId, status: Status) -> Attempt {
+    match status {
+        Status::LOCKED | Status::CHUNKBUSY => Attempt::Park { chunk, status },
+        other => Attempt::Refuse(other),
+    }
+}
+
+// --- reading
+
+impl Patient for CltomaFuseReadChunk {
+    const ANSWER: u32 = MatoclFuseReadChunk::TYPE;
+
+    fn msgid(&self) -> u32 {
+        self.msgid
+    }
+
+    fn attempt(&self, core: &mut Core, who: &Who, now: u32) -> Attempt {
+        let slot = match core.namespace.check_read(who.session, self.inode, self.index) {
+            Ok(slot) => slot,
+            Err(status) => return Attempt::Refuse(status),
+        };
+        let Some(chunk) = slot.chunk else {
+            core.cache.read(self.inode, who.session);
+            return Attempt::Answer(located(self, who, slot.length, ChunkId(0), Version(0), &[]));
+        };
+        if let Err(status) = core.chunks.before_read(chunk, &core.namespace, now) {
+            return park_or_refuse(chunk, status);
+        }
+        let version = core.namespace.chunk(chunk).map_or(Version(0), |chunk| chunk.version);
+        match core.chunks.locations(chunk, who.link.ip, now) {
+            Ok(locations) => {
+                core.cache.read(self.inode, who.session);
+                Attempt::Answer(located(self, who, slot.length, chunk, version, &locations))
+            }
+            Err(status) => Attempt::Refuse(status),
+        }
+    }
+
+    fn slot(&self, _: &Grant) -> (Inode, u32) {
+        (self.inode, self.index)
+    }
+
+    fn complete(&self, _: &mut Core, _: &Who, _: &Grant, _: u32) -> Result<Vec<u8>, Status> {
+        Err(Status::EINVAL) // a read begins no operation
+    }
+}
+
+/// The answer to READ_CHUNK and WRITE_CHUNK, by the client's version. Spec 31, 31.7.
+fn located<P: Patient>(
+    request: &P,
+    who: &Who,
+    length: u64,
+    chunk: ChunkId,
+    version: Version,
+    locations: &[wire::Location],
+) -> Vec<u8> {
+    let client = who.link.version;
+    let form: u8 = match () {
+        () if client.at_least(3, 0, 10) => 2,
+        () if client >= VersionWord::new(1, 7, 32) => 1,
+        () => 0,
+    };
+    packet(P::ANSWER, request.msgid(), |out| {
+        if form > 0 {
+            form.put(out);
+        }
+        length.put(out);
+        chunk.put(out);
+        version.put(out);
+        for location in locations {
+            location.ip.put(out);
+            location.port.put(out);
+            if form > 0 {
+                location.version.put(out);
+            }
+            if form > 1 {
+                location.labels.put(out);
+            }
+        }
+    })
+}
+
+// --- writing
+
+impl Patient for CltomaFuseWriteChunk {
+    const ANSWER: u32 = MatoclFuseWriteChunk::TYPE;
+
+    fn msgid(&self) -> u32 {
+        self.msgid
+    }
+
+    fn attempt(&self, core: &mut Core, who: &Who, now: u32) -> Attempt {
+        match write_attempt(self, core, who, now) {
+            Ok(attempt) => attempt,
+            Err(status) => Attempt::Refuse(status),
+        }
+    }
+
+    fn slot(&self, _: &Grant) -> (Inode, u32) {
+        (self.inode, self.index)
+    }
+
+    fn complete(&self, core: &mut Core, who: &Who, grant: &Grant, now: u32) -> Result<Vec<u8>, Status> {
+        write_granted(self, core, who, grant, now)
+    }
+}
+
+fn write_attempt(request: &CltomaFuseWriteChunk, core: &mut Core, who: &Who, now: u32) -> Result<Attempt, Status> {
+    let (inode, index, client) = (request.inode, request.index, who.link.version);
+    let flags = request.chunkopflags.unwrap_or(chunk_op_flags::CANMODTIME);
+    let touch_times = flags & chunk_op_flags::CANMODTIME != 0 && !client.at_least(3, 0, 74);
+    core.namespace.check_may_write(who.session, client)?;
+    let (total, _, avail) = core.space();
+    if total > 0 && avail == 0 && flags & chunk_op_flags::CANUSERESERVESPACE == 0 {
+        return Err(Status::NOSPACE);
+    }
+    drop_stillborn(core, who, inode, index, now)?;
+    let (chunk, shared) = match core.namespace.check_write(who.session, client, inode, index)? {
+        WriteTarget::Empty => {
+            let targets = choose_servers(core, who, inode, now)?;
+            let grant = core.namespace.grant_write(now, inode, index, true, touch_times)?;
+            core.chunks.begin_create(grant.chunk, grant.version, &targets, &mut core.effects);
+            return Ok(begun(core, who, grant));
+        }
+        WriteTarget::Sole(chunk) => (chunk, false),
+        WriteTarget::Shared(chunk) => (chunk, true),
+    };
+    let continues = flags & chunk_op_flags::CONTINUEOP != 0;
+    let step = match core.chunks.before_write(chunk, shared, continues, &core.namespace, now) {
+        Ok(step) => step,
+        Err(status) => return Ok(park_or_refuse(chunk, status)),
+    };
+    let old = core.namespace.chunk(chunk).ok_or(Status::NOCHUNK)?.version;
+    let operation = step == WriteStep::Operation;
+    let grant = core.namespace.grant_write(now, inode, index, operation, touch_times)?;
+    if !operation {
+        return write_granted(request, core, who, &grant, now).map(Attempt::Answer);
+    }
+    if shared {
+        let new = (grant.chunk, grant.version);
+        core.chunks.begin_duplicate((chunk, old), new, &mut core.effects);
+    } else {
+        core.chunks.begin_set_version(chunk, old, grant.version, &mut core.effects);
+    }
+    Ok(begun(core, who, grant))
+}
+
+/// A crash of the master between a new chunk's grant and its servers' answers leaves a slot with a chunk that exists
+/// nowhere: nobody was ever told that it may be written, so the writer who asks again gets a new one. Only for chunks
+/// that the replayed journal showed as just begun, and when no server that could have it is missing.
+fn drop_stillborn(core: &mut Core, who: &Who, inode: Inode, index: u32, now: u32) -> Result<(), Status> {
+    if core.unfinished_chunks.is_empty() {
+        return Ok(());
+    }
+    let WriteTarget::Sole(chunk) = core.namespace.check_write(who.session, who.link.version, inode, index)? else {
+        return Ok(());
+    };
+    let newborn = core.unfinished_chunks.contains(&chunk)
+        && core.namespace.chunk(chunk).is_some_and(|record| record.version == Version(1));
+    if newborn && core.chunks.census(chunk).all() == 0 && core.chunks.all_data_known(now) {
+        warn!(%chunk, %inode, index, "a chunk whose creation the last master did not live to see is given up");
+        core.unfinished_chunks.remove(&chunk);
+        core.namespace.clear_file_chunk(now, inode, index)?;
+    }
+    Ok(())
+}
+
+/// Servers for a new chunk of a file, by its storage class.
+fn choose_servers(core: &mut Core, who: &Who, inode: Inode, now: u32) -> Result<Vec<ServerId>, Status> {
+    let class = core.namespace.get_classes(who.session, inode, 0)?;
+    let class = class.files.keys().next().and_then(|class| u8::try_from(*class).ok());
+    let class = class.and_then(|class| core.namespace.class(class)).ok_or(Status::EINVAL)?;
+    let (copies, labels) = (class.create.len(), meta::chunks::labels_of(class.mode, &class.create));
+    core.chunks.choose(copies, labels.as_ref(), now)
+}
+
+/// The chunk is the client's for 120 seconds: tell it where, and others that it changes.
+fn write_granted(
+    request: &CltomaFuseWriteChunk,
+    core: &mut Core,
+    who: &Who,
+    grant: &Grant,
+    now: u32,
+) -> Result<Vec<u8>, Status> {
+    // The version may have been raised again while servers failed.
+    let version = core.namespace.chunk(grant.chunk).ok_or(Status::NOCHUNK)?.version;
+    let locations = core.chunks.locations(grant.chunk, who.link.ip, now)?;
+    core.chunks.write_granted(grant.chunk);
+    core.cache.written(request.inode, who.session);
+    let (_, length, _) = core.namespace.file(who.session, request.inode)?;
+    let changed = MatoclFuseChunkHasChanged {
+        msgid: 0,
+        inode: request.inode,
+        index: request.index,
+        chunkid: grant.chunk,
+        version,
+        length,
+        truncflag: 0,
+        region: None,
+    };
+    core.notify_openers(request.inode, who.id, &changed.encode());
+    Ok(located(request, who, length, grant.chunk, version, &locations))
+}
+
+pub(super) fn write_chunk_end(request: &mut Request<'_>, packet: &CltomaFuseWriteChunkEnd) {
+    let CltomaFuseWriteChunkEnd { msgid, chunkid, inode, index, length, chunkopflags, .. } = *packet;
+    let (core, now, client) = (&mut *request.core, request.now, request.link.version);
+    let touch_times = chunkopflags & chunk_op_flags::CANMODTIME != 0 && !client.at_least(3, 0, 74);
+    let result = core.namespace.write_end(request.session, client, now, inode, chunkid, length, touch_times);
+    if result.is_ok() {
+        core.chunks.unlocked(chunkid, &core.namespace, now, &mut core.effects);
+    }
+    core.cache.written(inode, request.session);
+    if let (Some(chunk), Ok((_, length, _))) =
+        (core.namespace.chunk(chunkid), core.namespace.file(request.session, inode))
+    {
+        let version = chunk.version;
+        let changed =
+            MatoclFuseChunkHasChanged { msgid: 0, inode, index, chunkid, version, length, truncflag: 0, region: None };
+        core.notify_openers(inode, request.id, &changed.encode());
+    }
+    let status = result.err().unwrap_or(Status::OK);
+    request.core.reply(&request.link.outbox, MatoclFuseWriteChunkEnd { msgid, status }.encode());
+}
+
+// --- cutting
+
+impl Patient for CltomaFuseTruncate {
+    const ANSWER: u32 = MatoclFuseTruncate::TYPE;
+
+    fn msgid(&self) -> u32 {
+        self.msgid
+    }
+
+    fn attempt(&self, core: &mut Core, who: &Who, now: u32) -> Attempt {
+        match truncate_attempt(self, core, who, now) {
+            Ok(attempt) => attempt,
+            Err(status) => Attempt::Refuse(status),
+        }
+    }
+
+    fn slot(&self, _: &Grant) -> (Inode, u32) {
+        (self.inode, chunk_index(self.length))
+    }
+
+    fn complete(&self, core: &mut Core, who: &Who, grant: &Grant, now: u32) -> Result<Vec<u8>, Status> {
+        let caller = truncate_caller(self, who, now);
+        let (_, previous, _) = core.namespace.file(who.session, self.inode)?;
+        let attr = core.namespace.truncate_finish(&caller, self.inode, self.flags, self.length, grant.chunk)?;
+        core.chunks.unlocked(grant.chunk, &core.namespace, now, &mut core.effects);
+        core.cache.written(self.inode, who.session);
+        let version = core.namespace.chunk(grant.chunk).map_or(grant.version, |chunk| chunk.version);
+        let changed = MatoclFuseChunkHasChanged {
+            msgid: 0,
+            inode: self.inode,
+            index: chunk_index(self.length),
+            chunkid: grant.chunk,
+            version,
+            length: self.length,
+            truncflag: 1,
+            region: None,
+        };
+        core.notify_openers(self.inode, who.id, &changed.encode());
+        Ok(truncated(self, who, previous, &attr))
+    }
+}
+
+fn truncate_caller<'a>(request: &'a CltomaFuseTruncate, who: &Who, now: u32) -> Caller<'a> {
+    let gids = request.gids.as_slice();
+    Caller { session: who.session, version: who.link.version, uid: request.uid, gids, now }
+}
+
+fn truncate_attempt(request: &CltomaFuseTruncate, core: &mut Core, who: &Who, now: u32) -> Result<Attempt, Status> {
+    let caller = truncate_caller(request, who, now);
+    let (inode, length) = (request.inode, request.length);
+    let (index, chunk, shared, chunk_length) = match core.namespace.truncate(&caller, inode, request.flags, length)? {
+        Truncate::Done { previous, attr } => {
+            let reserved = request.flags & truncate_flags::RESERVE != 0;
+            let told = if reserved { previous.saturating_add(length) } else { length };
+            if request.flags & (truncate_flags::UPDATE | truncate_flags::RESERVE) == 0 {
+                core.cache.written(inode, who.session);
+            }
+            let changed = MatoclFuseFlengHasChanged { msgid: 0, inode, length: told }.encode();
+            core.notify_openers(inode, who.id, &changed);
+            return Ok(Attempt::Answer(truncated(request, who, previous, &attr)));
+        }
+        Truncate::Chunk { index, chunk, shared, chunk_length, .. } => (index, chunk, shared, chunk_length),
+    };
+    if let Err(status) = core.chunks.before_truncate(chunk, &core.namespace, now) {
+        return Ok(park_or_refuse(chunk, status));
+    }
+    let old = core.namespace.chunk(chunk).ok_or(Status::NOCHUNK)?.version;
+    let grant = core.namespace.grant_truncate(now, inode, index)?;
+    if shared {
+        let new = (grant.chunk, grant.version);
+        core.chunks.begin_duplicate_truncate((chunk, old), new, chunk_length, &mut core.effects);
+    } else {
+        core.chunks.begin_truncate(chunk, chunk_length, old, grant.version, &mut core.effects);
+    }
+    Ok(begun(core, who, grant))
+}
+
+fn truncated(request: &CltomaFuseTruncate, who: &Who, previous: u64, attr: &wire::Attr) -> Vec<u8> {
+    packet(MatoclFuseTruncate::TYPE, request.msgid, |out| {
+        if knows_open_flags(who.link.version) {
+            previous.put(out);
+        }
+        attr.put_for(who.link.version, out);
+    })
+}
+
+fn chunk_index(offset_bytes: u64) -> u32 {
+    u32::try_from(offset_bytes / u64::from(wire::limits::CHUNK_BYTES)).unwrap_or(u32::MAX)
+}

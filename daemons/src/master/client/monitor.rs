@@ -1,0 +1,233 @@
+//! Answers for monitors: chunks by goal and copies, quotas, exports, open files, locks, storage classes. Spec 70, 4.
+
+use meta::chunks::CopyKind;
+use meta::class::LabelSets;
+use meta::locks::LockKind;
+use wire::{Field, Inode, Input, Name, SessionId};
+
+use crate::master::core::Core;
+
+const FSTEST_INFO: u32 = 512;
+const CHUNKSTEST_INFO: u32 = 514;
+const CHUNKS_MATRIX: u32 = 516;
+const QUOTA_INFO: u32 = 518;
+const EXPORTS_INFO: u32 = 520;
+const MEMORY_INFO: u32 = 528;
+const LIST_OPEN_FILES: u32 = 532;
+const LIST_ACQUIRED_LOCKS: u32 = 534;
+const MASS_RESOLVE_PATHS: u32 = 536;
+const SCLASS_INFO: u32 = 542;
+const MISSING_CHUNKS: u32 = 544;
+
+/// Goals and copies that a matrix tells apart: 0 to 9, and 10 for more.
+const SIDE: usize = 11;
+
+/// The payload of the answer, if the question is one of this module's.
+pub(super) fn answer(core: &Core, kind: u32, payload: &[u8], now: u32) -> Option<Vec<u8>> {
+    match (kind, payload.len()) {
+        (FSTEST_INFO, 0 | 1) => Some(vec![0; if payload.is_empty() { 36 } else { 44 }]), // no loop over files: no data
+        (CHUNKSTEST_INFO, 0) => Some(loop_statistics(core)),
+        (CHUNKS_MATRIX, 0) => Some(matrices(core, now)),
+        (CHUNKS_MATRIX, 1) => Some(numbers(&matrix(core, payload[0]))),
+        (QUOTA_INFO, 0) => Some(quotas(core, now)),
+        (EXPORTS_INFO, 0 | 1) => Some(core.exports.describe(payload.first().copied().unwrap_or(0))),
+        (MEMORY_INFO, 0) => Some(vec![0; 176]), // our tables are not MooseFS's
+        (LIST_OPEN_FILES, 4 | 8) => Some(with_msgid(payload, |session| open_files(core, SessionId(session)))),
+        (LIST_ACQUIRED_LOCKS, 4 | 8) => Some(with_msgid(payload, |inode| locks(core, inode))),
+        (MASS_RESOLVE_PATHS, bytes) if bytes % 4 == 0 => Some(paths(core, payload)),
+        (SCLASS_INFO, 0) => Some(classes(core)),
+        (MISSING_CHUNKS, 0 | 1) => Some(Vec::new()), // no loop over files: no list
+        _ => None,
+    }
+}
+
+fn numbers(values: &[u32]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(values.len() * 4);
+    values.iter().for_each(|value| value.put(&mut out));
+    out
+}
+
+/// Spec 70, 4.6.
+fn loop_statistics(core: &Core) -> Vec<u8> {
+    let found = core.chunks.statistics();
+    let mut values = [0u32; 18];
+    (values[0], values[1]) = (found.sweep_started, found.sweep_ended);
+    (values[2], values[4], values[8]) = (found.deleted_invalid, found.deleted_unused, found.deleted_overgoal);
+    (values[10], values[14]) = (found.replicated_undergoal, found.rebalanced);
+    numbers(&values)
+}
+
+/// Chunks by goal (rows) and copies (columns). `which`: 0 all copies, 1 only those on disks that stay. Spec 70, 4.7.
+fn matrix(core: &Core, which: u8) -> [u32; SIDE * SIDE] {
+    let mut cells = [0u32; SIDE * SIDE];
+    if which > 1 {
+        return cells;
+    }
+    for record in core.namespace.chunks() {
+        let class = core.namespace.class(record.class);
+        let goal = class.map_or(0, |class| if record.archived { class.arch.len() } else { class.keep.len() });
+        let census = core.chunks.census(record.id);
+        let copies = if which == 0 { census.usable() } else { census.regular() };
+        cells[goal.min(SIDE - 1) * SIDE + copies.min(SIDE - 1)] += 1;
+    }
+    cells
+}
+
+fn matrices(core: &Core, now: u32) -> Vec<u8> {
+    let mut out = vec![if core.chunks.in_progress(now) { 2 } else { 0 }];
+    out.extend(numbers(&matrix(core, 0)));
+    out.extend(numbers(&matrix(core, 1)));
+    out
+}
+
+/// A length word and the bytes.
+fn put_text(text: &[u8], out: &mut Vec<u8>) {
+    u32::try_from(text.len()).unwrap_or(0).put(out);
+    out.extend_from_slice(text);
+}
+
+/// Spec 70, 4.8.
+fn quotas(core: &Core, now: u32) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (inode, path, report) in core.namespace.quotas() {
+        let quota = report.quota;
+        inode.put(&mut out);
+        put_text(&[b"/", &path[..]].concat(), &mut out);
+        quota.grace_seconds.put(&mut out);
+        u8::from(quota.exceeded).put(&mut out);
+        quota.flags.put(&mut out);
+        let left = match quota.since {
+            0 => u32::MAX,
+            since => since.saturating_add(quota.grace_seconds).saturating_sub(now),
+        };
+        left.put(&mut out);
+        for limits in [quota.soft, quota.hard] {
+            limits.inodes.put(&mut out);
+            limits.length.put(&mut out);
+            limits.size.put(&mut out);
+            limits.realsize.put(&mut out);
+        }
+        report.present.inodes.put(&mut out);
+        report.present.length.put(&mut out);
+        report.present.size.put(&mut out);
+        report.present.realsize.put(&mut out);
+    }
+    out
+}
+
+/// Answers a question that is one number, perhaps behind a message id. Spec 70, 1.4.
+fn with_msgid(payload: &[u8], answer: impl FnOnce(u32) -> Vec<u8>) -> Vec<u8> {
+    let (msgid, number) = payload.split_at(payload.len() - 4);
+    let number = u32::take(&mut Input::new(number)).unwrap_or(0);
+    [msgid.to_vec(), answer(number)].concat()
+}
+
+fn open_files(core: &Core, session: SessionId) -> Vec<u8> {
+    let mut out = Vec::new();
+    if session == SessionId(0) {
+        for (session, inode) in core.namespace.all_open_files() {
+            session.put(&mut out);
+            inode.put(&mut out);
+        }
+    } else {
+        core.namespace.open_files(session).for_each(|inode| inode.put(&mut out));
+    }
+    out
+}
+
+/// For each inode its paths, as a session of the whole tree sees them. Spec 70, 4.13.
+fn paths(core: &Core, payload: &[u8]) -> Vec<u8> {
+    let mut input = Input::new(payload);
+    let inodes: Vec<Inode> = Field::take(&mut input).unwrap_or_default();
+    let whole = core.namespace.sessions().find(|(_, session)| session.params.root == Inode::ROOT).map(|(id, _)| id);
+    let mut out = Vec::new();
+    for inode in inodes.into_iter().filter(|inode| inode.0 != 0) {
+        let found = whole.and_then(|session| core.namespace.paths(session, inode).ok());
+        let mut records = Vec::new();
+        for path in found.unwrap_or_else(|| vec![b"(deleted)".to_vec()]) {
+            put_text(&path, &mut records);
+        }
+        inode.put(&mut out);
+        put_text(&records, &mut out);
+    }
+    out
+}
+
+/// POSIX locks, then BSD locks. Spec 70, 4.12.
+fn locks(core: &Core, wanted: u32) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut put = |inode: Inode, session: SessionId, owner: u64, pid: u32, range: (u64, u64), kind: LockKind| {
+        if wanted != 0 && inode.0 != wanted {
+            return;
+        }
+        if wanted == 0 {
+            inode.put(&mut out);
+        }
+        session.put(&mut out);
+        owner.put(&mut out);
+        pid.put(&mut out);
+        range.0.put(&mut out);
+        range.1.put(&mut out);
+        (if kind == LockKind::Shared { 1u8 } else { 2 }).put(&mut out);
+    };
+    for (inode, lock) in core.namespace.range_locks() {
+        put(inode, lock.holder.session, lock.holder.owner, lock.pid, (lock.start, lock.end), lock.kind);
+    }
+    for (inode, holder, kind) in core.namespace.whole_file_locks() {
+        put(inode, holder.session, holder.owner, 0, (0, 0), kind);
+    }
+    out
+}
+
+/// Counters of a class's chunks: under, exact and over goal, each in keep and in archive state.
+#[derive(Clone, Copy, Default)]
+struct ClassChunks {
+    cells: [[u64; 2]; 3],
+}
+
+/// Spec 70, 4.14: the form of 3.0.117.
+fn classes(core: &Core) -> Vec<u8> {
+    let mut chunks = [ClassChunks::default(); 256];
+    for record in core.namespace.chunks().filter(|record| record.references > 0) {
+        let Some(class) = core.namespace.class(record.class) else { continue };
+        let goal = if record.archived { class.arch.len() } else { class.keep.len() };
+        let valid = core.chunks.copies(record.id).filter(|(_, state)| state.kind == CopyKind::Valid && !state.marked);
+        let row = match valid.count().cmp(&goal) {
+            std::cmp::Ordering::Less => 0,
+            std::cmp::Ordering::Equal => 1,
+            std::cmp::Ordering::Greater => 2,
+        };
+        chunks[usize::from(record.class)].cells[row][usize::from(record.archived)] += 1;
+    }
+    let servers = core.chunks.servers();
+    let word = |count: usize| u16::try_from(count).unwrap_or(u16::MAX);
+    let matching = |sets: &LabelSets| {
+        let fits =
+            |labels: u32| sets[0] == 0 || sets.iter().take_while(|set| **set != 0).any(|set| labels & set == *set);
+        word(servers.iter().filter(|(_, server)| fits(server.labels)).count())
+    };
+    let mut out = Vec::new();
+    word(servers.len()).put(&mut out);
+    for (id, class) in core.namespace.classes() {
+        let Ok(name) = Name::new(&class.name) else { continue };
+        id.put(&mut out);
+        name.put(&mut out);
+        let nodes = core.namespace.nodes_of_class(id);
+        nodes.put(&mut out);
+        0u32.put(&mut out);
+        chunks[usize::from(id)].cells.iter().flatten().for_each(|count| count.put(&mut out));
+        u8::from(class.admin_only).put(&mut out);
+        class.mode.put(&mut out);
+        class.arch_delay_days.put(&mut out);
+        for rule in [&class.create, &class.keep, &class.arch] {
+            let served = rule.iter().all(|sets| usize::from(matching(sets)) > 0) && servers.len() >= rule.len();
+            (if served { 3u8 } else { 0 }).put(&mut out);
+            u8::try_from(rule.len()).unwrap_or(u8::MAX).put(&mut out);
+        }
+        for sets in [&class.create, &class.keep, &class.arch].into_iter().flatten() {
+            sets.iter().for_each(|set| set.put(&mut out));
+            matching(sets).put(&mut out);
+        }
+    }
+    out
+}

@@ -1,0 +1,209 @@
+//! One connection of the master: packets in, packets out, keep-alive, and the reason why it ended.
+//!
+//! A connection is two tasks. The reader takes packet after packet and hands each to its port's handler, which never
+//! waits; the writer sends what gathers in the `Outbox` and says NOP when there was nothing to say. Whoever holds the
+//! outbox may push at any time. Spec 10, 1 and 5.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use ring::local::Notify;
+use ring::{BufferedReader, Ring, Stream};
+use wire::{HEADER_BYTES, Header};
+
+/// Bytes that may wait for a peer that does not read. Beyond that it is cut off.
+const WAITING_BYTES_MAX: usize = 256 << 20;
+/// Bytes of one receive.
+const RECEIVE_BYTES: usize = 64 << 10;
+
+/// Packets on their way to a peer.
+pub(super) struct Outbox {
+    state: RefCell<State>,
+    wake: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    bytes: Vec<u8>,
+    keep_alive: Option<KeepAlive>,
+    ending: Ending,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct KeepAlive {
+    pub(super) nop: Vec<u8>,
+    pub(super) every: Duration,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Ending {
+    #[default]
+    No,
+    /// When everything is sent.
+    Flush,
+    Now,
+}
+
+impl Outbox {
+    pub(super) fn new() -> Rc<Outbox> {
+        Rc::new(Outbox { state: RefCell::default(), wake: Notify::new() })
+    }
+
+    pub(super) fn push(&self, packet: &[u8]) {
+        let mut state = self.state.borrow_mut();
+        if state.bytes.len() + packet.len() > WAITING_BYTES_MAX {
+            state.ending = Ending::Now;
+        } else {
+            state.bytes.extend_from_slice(packet);
+        }
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// A notice that nobody asked for. Left out until the peer's registration was answered: that answer may still wait
+    /// for the disk, and a peer in the middle of its hand-shake takes nothing else. What it missed it does not have yet.
+    pub(super) fn push_notice(&self, packet: &[u8]) {
+        if self.state.borrow().keep_alive.is_some() {
+            self.push(packet);
+        }
+    }
+
+    /// From now on silence is broken.
+    pub(super) fn keep_alive(&self, keep_alive: KeepAlive) {
+        self.state.borrow_mut().keep_alive = Some(keep_alive);
+        self.wake.notify_one();
+    }
+
+    /// Closes once everything is sent.
+    pub(super) fn close(&self) {
+        let mut state = self.state.borrow_mut();
+        state.ending = if state.ending == Ending::Now { Ending::Now } else { Ending::Flush };
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// Closes at once.
+    pub(super) fn cut(&self) {
+        self.state.borrow_mut().ending = Ending::Now;
+        self.wake.notify_one();
+    }
+}
+
+/// Sends what the outbox gathers until it is closed or the peer is gone. Closes the stream.
+pub(super) async fn write_out(ring: Ring, stream: Stream, outbox: Rc<Outbox>) {
+    loop {
+        let (bytes, ending, keep_alive) = {
+            let mut state = outbox.state.borrow_mut();
+            (std::mem::take(&mut state.bytes), state.ending, state.keep_alive.clone())
+        };
+        if ending == Ending::Now || (ending == Ending::Flush && bytes.is_empty()) {
+            break;
+        }
+        if !bytes.is_empty() {
+            let (sent, _) = stream.send_all(bytes).await;
+            if sent.is_err() {
+                break;
+            }
+            continue;
+        }
+        match keep_alive {
+            None => outbox.wake.notified().await,
+            Some(keep_alive) => {
+                if ring.timeout(keep_alive.every, outbox.wake.notified()).await.is_err() {
+                    outbox.push(&keep_alive.nop);
+                }
+            }
+        }
+    }
+    stream.shutdown();
+}
+
+/// Why a connection has no more packets.
+#[derive(Debug)]
+pub(super) enum Gone {
+    /// The peer closed between two packets.
+    Closed,
+    /// The peer closed inside a packet, or the network failed.
+    Broken(io::Error),
+    Silent {
+        seconds: u64,
+    },
+    TooLong {
+        kind: u32,
+        bytes: u32,
+        max: u32,
+    },
+}
+
+impl fmt::Display for Gone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Gone::Closed => f.write_str("closed by the peer"),
+            Gone::Broken(error) => write!(f, "connection broken: {error}"),
+            Gone::Silent { seconds } => write!(f, "nothing was heard for {seconds} s"),
+            Gone::TooLong { kind, bytes, max } => {
+                write!(f, "packet of type {kind} announces {bytes} bytes, at most {max} are allowed")
+            }
+        }
+    }
+}
+
+/// Packets of one peer, one after the other.
+pub(super) struct PacketReader {
+    ring: Ring,
+    reader: BufferedReader,
+    /// Largest payload. Spec 10, 1.2.
+    max: u32,
+    timeout: Duration,
+}
+
+impl PacketReader {
+    pub(super) fn new(ring: Ring, stream: Stream, max: u32, timeout: Duration) -> PacketReader {
+        PacketReader { ring, reader: BufferedReader::new(stream, RECEIVE_BYTES), max, timeout }
+    }
+
+    pub(super) fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = timeout;
+    }
+
+    /// Waits until a whole packet is there. Its payload is `payload()` until `done`.
+    pub(super) async fn next(&mut self) -> Result<Header, Gone> {
+        self.buffer(HEADER_BYTES).await?;
+        let header = self.reader.buffered()[..HEADER_BYTES].try_into().expect("that many bytes were waited for");
+        let header = Header::decode(header);
+        if header.length > self.max {
+            return Err(Gone::TooLong { kind: header.kind, bytes: header.length, max: self.max });
+        }
+        self.buffer(HEADER_BYTES + header.length as usize).await?;
+        Ok(header)
+    }
+
+    pub(super) fn payload(&self, header: Header) -> &[u8] {
+        &self.reader.buffered()[HEADER_BYTES..HEADER_BYTES + header.length as usize]
+    }
+
+    pub(super) fn done(&mut self, header: Header) {
+        self.reader.consume(HEADER_BYTES + header.length as usize);
+    }
+
+    /// At least `bytes` in the buffer. Time runs out only when not one byte came.
+    async fn buffer(&mut self, bytes: usize) -> Result<(), Gone> {
+        while self.reader.buffered().len() < bytes {
+            let before = self.reader.buffered().len();
+            let filled = self.ring.timeout(self.timeout, self.reader.fill(bytes)).await.map(|filled| filled.map(drop));
+            match filled {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) if before == 0 && error.kind() == io::ErrorKind::UnexpectedEof => {
+                    return Err(if self.reader.buffered().is_empty() { Gone::Closed } else { Gone::Broken(error) });
+                }
+                Ok(Err(error)) => return Err(Gone::Broken(error)),
+                Err(_) if self.reader.buffered().len() > before => {}
+                Err(_) => return Err(Gone::Silent { seconds: self.timeout.as_secs() }),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,370 @@
+//! What the master knows, and how a change there reaches those whom it concerns.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use meta::Namespace;
+use meta::chunks::{Chunks, Command, Effect, Effects, Notice, ServerId};
+use ring::local::OneshotSender;
+use tracing::{debug, error, info, warn};
+use wire::{
+    ChunkId, Ip4, MatocsCreate, MatocsDelete, MatocsDuplicate, MatocsDuptrunc, MatocsReplicate, MatocsSetVersion,
+    MatocsTruncate, Packet, SessionId, Status,
+};
+
+use super::chunkserver;
+use super::client::{self, cache::DataCache};
+use super::connection::{KeepAlive, Outbox};
+use super::exports::Exports;
+use super::images::LastImage;
+use super::journal::Queue;
+use super::metalogger::Loggers;
+use super::recovery::Loaded;
+use super::settings::{Reserve, Settings};
+
+/// Rounds of effects after one event. Each round is the consequence of the one before; more than a few are a loop.
+const ROUNDS_MAX: usize = 1000;
+/// A noisy kind of notice is logged this often in a minute.
+const NOTICES_PER_MINUTE: u32 = 10;
+
+pub(super) struct Core {
+    pub(super) namespace: Namespace,
+    pub(super) chunks: Chunks,
+    pub(super) settings: Settings,
+    pub(super) exports: Exports,
+    pub(super) journal: Queue,
+    pub(super) clients: BTreeMap<u64, client::Link>,
+    pub(super) servers: BTreeMap<ServerId, chunkserver::Link>,
+    pub(super) loggers: Loggers,
+    pub(super) cache: DataCache,
+    /// Requests that found their chunk locked or busy, in order of arrival. Spec 41, 5.2.
+    pub(super) parked: BTreeMap<ChunkId, BTreeMap<u64, Parked>>,
+    /// Those who wait for the end of an operation that they asked for.
+    pub(super) waiting: BTreeMap<ChunkId, Waiting>,
+    /// Sessions that a client closed; they go at the next look. Spec 30, 4.5.
+    pub(super) closed_sessions: BTreeSet<SessionId>,
+    /// Chunks whose writers the last master did not hear the end of. See `client::data`.
+    pub(super) unfinished_chunks: BTreeSet<ChunkId>,
+    pub(super) started: u32,
+    pub(super) last_image: LastImage,
+    /// Known chunkservers that are away, since when this master misses them.
+    pub(super) absent_since: BTreeMap<(Ip4, u16), u32>,
+    pub(super) effects: Effects,
+    next_number: u64,
+    notices: (u32, u32),
+}
+
+/// A request that waits for a chunk.
+pub(super) struct Parked {
+    pub(super) connection: u64,
+    pub(super) woken: OneshotSender<()>,
+}
+
+/// A client's request in progress.
+pub(super) struct Waiting {
+    pub(super) connection: u64,
+    pub(super) ended: OneshotSender<Status>,
+}
+
+impl Core {
+    pub(super) fn new(loaded: Loaded, settings: Settings, exports: Exports, now: u32, seed: u64) -> Core {
+        let mut chunks = Chunks::new(settings.chunks.clone(), now, seed);
+        for chunk in loaded.deleted_chunks {
+            chunks.remember_deleted(chunk);
+        }
+        for &chunk in &loaded.unfinished_chunks {
+            chunks.remember_unfinished(chunk);
+        }
+        Core {
+            journal: Queue::new(loaded.journal_version),
+            namespace: loaded.namespace,
+            chunks,
+            settings,
+            exports,
+            clients: BTreeMap::new(),
+            servers: BTreeMap::new(),
+            loggers: Loggers::default(),
+            cache: DataCache::default(),
+            parked: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            closed_sessions: BTreeSet::new(),
+            unfinished_chunks: loaded.unfinished_chunks,
+            started: now,
+            last_image: LastImage::default(),
+            absent_since: BTreeMap::new(),
+            effects: Effects::new(),
+            next_number: 1,
+            notices: (0, 0),
+        }
+    }
+
+    /// After loading, before anybody is served.
+    pub(super) fn start(&mut self, now: u32) {
+        self.count_absent_servers();
+        let connected: Vec<SessionId> =
+            self.namespace.sessions().filter(|(_, session)| session.disconnected == 0).map(|(id, _)| id).collect();
+        for session in connected {
+            // Nobody is connected after a start; the time until they are forgotten begins now.
+            let _ = self.namespace.session_disconnected(now, session);
+        }
+    }
+
+    /// A number that no other connection or request has.
+    pub(super) fn number(&mut self) -> u64 {
+        self.next_number += 1;
+        self.next_number
+    }
+
+    /// The consequences of what a handler did. Returns whether there are lines to write.
+    pub(super) fn settle(&mut self, now: u32) -> bool {
+        for round in 0.. {
+            for inode in self.namespace.take_removed_inodes() {
+                self.cache.forget(inode);
+            }
+            for chunk in self.namespace.take_released_chunks() {
+                self.chunks.touched(chunk, &self.namespace, now, &mut self.effects);
+            }
+            for chunk in self.namespace.take_touched_chunks() {
+                self.chunks.touched(chunk, &self.namespace, now, &mut self.effects);
+            }
+            if self.effects.is_empty() {
+                break;
+            }
+            assert!(round < ROUNDS_MAX, "effects cause effects without end");
+            for effect in std::mem::take(&mut self.effects) {
+                self.apply(effect, now);
+            }
+        }
+        client::locks::deliver(self);
+        let batch = self.namespace.take_journal();
+        let any = !batch.bytes.is_empty();
+        self.journal.add(batch);
+        any
+    }
+
+    fn apply(&mut self, effect: Effect, now: u32) {
+        match effect {
+            Effect::Send { server, command } => self.send_command(server, command),
+            Effect::SetVersion { chunk, version } => {
+                self.must(chunk, |namespace| namespace.set_chunk_version(now, chunk, version));
+            }
+            Effect::RemoveRecord { chunk, version } => {
+                self.must(chunk, |namespace| namespace.chunk_delete(now, chunk, version));
+            }
+            Effect::RaiseNextChunkId { next } => {
+                if next > self.namespace.next_chunk_id().0 {
+                    self.must(ChunkId(next), |namespace| namespace.raise_next_chunk_id(now, ChunkId(next)));
+                }
+            }
+            Effect::Finished { chunk, status } => {
+                if let Some(waiting) = self.waiting.remove(&chunk) {
+                    let _ = waiting.ended.send(status); // a client that went away does its rollback itself
+                }
+            }
+            Effect::Wake { chunk } => {
+                for (_, parked) in self.parked.remove(&chunk).unwrap_or_default() {
+                    let _ = parked.woken.send(()); // it may have run out of time just now
+                }
+            }
+            Effect::Notice(notice) => self.log_notice(notice, now),
+        }
+    }
+
+    /// A change that the chunk table's own facts allow.
+    fn must(&mut self, chunk: ChunkId, change: impl FnOnce(&mut Namespace) -> Result<(), Status>) {
+        if let Err(status) = change(&mut self.namespace) {
+            error!(%chunk, %status, "the chunk table refuses a change that was planned from it");
+        }
+    }
+
+    fn log_notice(&mut self, notice: Notice, now: u32) {
+        if self.notices.0 != now / 60 {
+            self.notices = (now / 60, 0);
+        }
+        self.notices.1 += 1;
+        if self.notices.1 > NOTICES_PER_MINUTE {
+            return;
+        }
+        let name = |server: ServerId| {
+            self.chunks
+                .servers()
+                .get(server)
+                .map_or_else(String::new, |server| format!("{}:{}", server.ip, server.port))
+        };
+        match notice {
+            Notice::Quarantined { server, chunk, version } => {
+                warn!(%chunk, %version, server = name(server), "a chunkserver has a chunk that the metadata does not know; it is kept");
+            }
+            Notice::ChunkIdOutOfRange { server, chunk } => {
+                warn!(%chunk, server = name(server), "a chunkserver reports a nonsensical chunk id; ignored");
+            }
+            Notice::VersionAdopted { chunk, from, to } => {
+                warn!(%chunk, %from, %to, "no copy had the right version; copies one version off were taken");
+            }
+            Notice::Unavailable { chunk, other_copies } => {
+                warn!(%chunk, other_copies, "a file's chunk has no valid copy");
+            }
+            Notice::UnexpectedAnswer { server, chunk } => {
+                debug!(%chunk, server = name(server), "an answer that nobody waited for");
+            }
+        }
+    }
+
+    /// Commands wait until everything that was decided before is durable: a deletion, above all, must not overtake it.
+    fn send_command(&mut self, server: ServerId, command: Command) {
+        let Some(link) = self.servers.get(&server) else { return };
+        let packet = encode_command(command);
+        let version = self.namespace.version();
+        if self.journal.is_durable(version) {
+            link.outbox.push(&packet);
+        } else {
+            self.journal.send_when_durable(version, &link.outbox, packet, None);
+        }
+    }
+
+    /// Sends an answer; if this handler changed something, once that is durable.
+    pub(super) fn reply(&mut self, outbox: &Rc<Outbox>, packet: Vec<u8>) {
+        if self.namespace.journal_is_empty() {
+            outbox.push(&packet);
+        } else {
+            self.journal.send_when_durable(self.namespace.version(), outbox, packet, None);
+        }
+    }
+
+    /// As `reply`; from then on the connection is kept alive.
+    pub(super) fn reply_and_keep_alive(&mut self, outbox: &Rc<Outbox>, packet: Vec<u8>, keep_alive: KeepAlive) {
+        if self.namespace.journal_is_empty() {
+            outbox.push(&packet);
+            outbox.keep_alive(keep_alive);
+        } else {
+            self.journal.send_when_durable(self.namespace.version(), outbox, packet, Some(keep_alive));
+        }
+    }
+
+    /// The request gave up waiting.
+    pub(super) fn unpark(&mut self, chunk: ChunkId, ticket: u64) {
+        if let Some(parked) = self.parked.get_mut(&chunk) {
+            parked.remove(&ticket);
+            if parked.is_empty() {
+                self.parked.remove(&chunk);
+            }
+        }
+    }
+
+    pub(super) fn cut_all(&mut self) {
+        let clients = self.clients.values().map(|link| &link.outbox);
+        let servers = self.servers.values().map(|link| &link.outbox);
+        for outbox in clients.chain(servers) {
+            outbox.close();
+        }
+        self.loggers.close_all();
+    }
+
+    /// How many known chunkservers are away decides what may be called lost. Spec 41, 2.
+    pub(super) fn count_absent_servers(&mut self) {
+        let connected: BTreeSet<u16> = self.chunks.servers().iter().map(|(_, server)| server.csid).collect();
+        let (mut absent, mut in_maintenance) = (0, 0);
+        for (_, entry) in self.namespace.servers() {
+            if !connected.contains(&entry.csid) {
+                absent += 1;
+                in_maintenance += usize::from(entry.maintenance != 0);
+            }
+        }
+        self.chunks.set_absent_servers(absent, in_maintenance);
+    }
+
+    /// Bytes in all, free, and free for clients. Spec 31, 31.3.
+    pub(super) fn space(&self) -> (u64, u64, u64) {
+        let (total, used) = self.chunks.servers().space();
+        let free = total.saturating_sub(used);
+        let largest = |value: fn(&meta::chunks::Server) -> u64| {
+            self.chunks.servers().iter().map(|(_, server)| value(server)).max().unwrap_or(0)
+        };
+        let part = |factor: f64, of: u64| (factor * of as f64) as u64;
+        let reserved = match self.settings.reserve {
+            Reserve::Bytes(bytes) => bytes,
+            Reserve::PartOfTotal(factor) => part(factor, total),
+            Reserve::TimesFullestUsed(factor) => part(factor, largest(|server| server.space.used)),
+            Reserve::TimesLargest(factor) => part(factor, largest(|server| server.space.total)),
+        };
+        (total, free, free.saturating_sub(reserved))
+    }
+
+    /// New exports: whoever registered under others is cut and registers again. Spec 30, 4.1.
+    pub(super) fn change_exports(&mut self, exports: Exports) {
+        self.exports = exports;
+        for link in self.clients.values() {
+            let session = link.session.and_then(|session| self.namespace.session(session));
+            if session.is_some_and(|session| session.params.exports_checksum != self.exports.checksum()) {
+                link.outbox.close();
+            }
+        }
+    }
+
+    pub(super) fn log_info(&mut self, now: u32) {
+        let (total, free, _) = self.space();
+        info!(
+            uptime_seconds = now.saturating_sub(self.started),
+            version = self.namespace.version(),
+            chunks = self.namespace.chunk_count(),
+            clients = self.clients.len(),
+            chunkservers = self.servers.len(),
+            total_bytes = total,
+            free_bytes = free,
+            queues = ?self.chunks.queue_lengths(),
+            quarantined = self.chunks.quarantined().count(),
+            "state of the master"
+        );
+    }
+
+    /// A peer's question about the configuration. Ours alone is the list of extensions. Spec 10, 2.
+    pub(super) fn option(&self, name: &[u8]) -> Vec<u8> {
+        if name == wire::EXTENSIONS_OPTION {
+            return EXTENSIONS.as_bytes().to_vec();
+        }
+        if name == b"AUTH_CODE" {
+            return if self.settings.auth_code.is_some() { b"[DEFINED]".to_vec() } else { Vec::new() };
+        }
+        let value = self.settings.options.iter().find(|(option, _)| option.as_bytes() == name);
+        value.map_or_else(Vec::new, |(_, value)| value.as_bytes()[..value.len().min(255)].to_vec())
+    }
+}
+
+/// Names of our extensions to the protocol that this master serves, separated by commas. None yet.
+const EXTENSIONS: &str = "";
+
+fn encode_command(command: Command) -> Vec<u8> {
+    match command {
+        Command::Create { chunk: chunkid, version } => MatocsCreate { chunkid, version }.encode(),
+        Command::Delete { chunk: chunkid, version } => MatocsDelete { chunkid, version }.encode(),
+        Command::SetVersion { chunk: chunkid, new, old } => {
+            MatocsSetVersion { chunkid, newversion: new, oldversion: old }.encode()
+        }
+        Command::Duplicate { new, new_version, old, old_version } => {
+            MatocsDuplicate { newchunkid: new, newversion: new_version, oldchunkid: old, oldversion: old_version }
+                .encode()
+        }
+        Command::Truncate { chunk: chunkid, length_bytes, new, old } => {
+            MatocsTruncate { chunkid, length: length_bytes, newversion: new, oldversion: old }.encode()
+        }
+        Command::DuplicateTruncate { new, new_version, old, old_version, length_bytes } => MatocsDuptrunc {
+            newchunkid: new,
+            newversion: new_version,
+            oldchunkid: old,
+            oldversion: old_version,
+            length: length_bytes,
+        }
+        .encode(),
+        Command::Replicate { chunk: chunkid, version, source_ip, source_port } => {
+            MatocsReplicate { chunkid, version, srcip: source_ip, srcport: source_port }.encode()
+        }
+    }
+}
+
+/// The address of a peer as a number; IPv6 has none yet.
+pub(super) fn ip_of(address: std::net::SocketAddr) -> Ip4 {
+    match address.ip() {
+        std::net::IpAddr::V4(ip) => Ip4::from(ip),
+        std::net::IpAddr::V6(_) => Ip4(0),
+    }
+}

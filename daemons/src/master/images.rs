@@ -1,0 +1,122 @@
+//! Images: the whole metadata in one file, written beside the running master. Spec 42, C.3 and C.4.
+//!
+//! A frozen copy of the state goes to a thread that turns it into bytes; this core writes them under a temporary name,
+//! syncs, and only then gives the file its name. A crash leaves the old image or the new one.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use futures_util::join;
+use meta::{Snapshot, image};
+use ring::{OpenHow, Ring};
+use tracing::{error, info};
+
+use super::Shared;
+use super::journal::{FILE_MODE, gone_is_fine};
+
+/// The image of a running master.
+pub(super) const BACK: &str = "metadata.mfs.back";
+/// The image of a master that was stopped in order.
+pub(super) const CLEAN: &str = "metadata.mfs";
+pub(super) const TEMPORARY: &str = "metadata.mfs.back.tmp";
+
+/// Remembers how far the metadata of this folder came, so that an older copy of them is noticed at the next start.
+pub(super) const SEEN: &str = ".metadata.seen";
+
+/// What is told of the last image. Spec 70, 4.1.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct LastImage {
+    /// Unix seconds; 0 = none yet.
+    pub(super) at: u32,
+    pub(super) took_millis: u32,
+}
+
+/// An image after each rotation of the journal that the settings ask for.
+pub(super) async fn save_hourly(master: Shared) {
+    loop {
+        master.rotated.notified().await;
+        let hours = master.now() / 3600;
+        let every = master.core.borrow().settings.image_every_hours.max(1);
+        if hours.is_multiple_of(every)
+            && let Err(error) = save(&master, false).await
+        {
+            error!(%error, "cannot store the metadata; the journal holds all changes, the next hour tries again");
+        }
+    }
+}
+
+/// The last image: its name says that the journal is not needed.
+pub(super) async fn save_at_stop(master: &Shared) -> io::Result<()> {
+    save(master, true).await
+}
+
+async fn save(master: &Shared, clean: bool) -> io::Result<()> {
+    let now = master.now();
+    let began = master.ring.now();
+    let (snapshot, kept) = {
+        let mut core = master.core.borrow_mut();
+        (core.namespace.freeze(), core.settings.images_kept)
+    };
+    let version = snapshot.version();
+    store(&master.ring, &master.data_path, snapshot, now, kept, clean).await?;
+    let took = began.elapsed(&master.ring);
+    info!(version, took_millis = took.as_millis(), "metadata stored");
+    master.core.borrow_mut().last_image =
+        LastImage { at: now, took_millis: u32::try_from(took.as_millis()).unwrap_or(u32::MAX) };
+    Ok(())
+}
+
+/// Writes an image and gives it its name; older ones move on. `clean`: under the name of a clean stop.
+pub(super) async fn store(
+    ring: &Ring,
+    folder: &Path,
+    snapshot: Snapshot,
+    now: u32,
+    kept: u32,
+    clean: bool,
+) -> io::Result<()> {
+    let temporary = folder.join(TEMPORARY);
+    let seen = format!("{} {}\n", snapshot.meta_id(), snapshot.version());
+    write(ring, &temporary, snapshot, now).await?;
+    let back = folder.join(BACK);
+    for number in (1..kept).rev() {
+        gone_is_fine(ring.rename(&numbered(folder, number), &numbered(folder, number + 1)).await)?;
+    }
+    if kept > 0 {
+        gone_is_fine(ring.rename(&back, &numbered(folder, 1)).await)?;
+    }
+    if clean {
+        ring.rename(&temporary, &folder.join(CLEAN)).await?;
+        gone_is_fine(ring.unlink(&back).await)?;
+    } else {
+        ring.rename(&temporary, &back).await?;
+        gone_is_fine(ring.unlink(&folder.join(CLEAN)).await)?;
+    }
+    ring.sync_dir(folder).await?;
+    // Last: what is remembered must be there.
+    ring.write_file_durably(&folder.join(SEEN), FILE_MODE, seen.into_bytes()).await
+}
+
+fn numbered(folder: &Path, number: u32) -> PathBuf {
+    folder.join(format!("{BACK}.{number}"))
+}
+
+/// Bytes are made on another thread and written here, piece by piece.
+async fn write(ring: &Ring, path: &Path, snapshot: Snapshot, now: u32) -> io::Result<()> {
+    let file = ring.open(path, OpenHow::create(FILE_MODE).truncate(true)).await?;
+    let (sender, mut pieces) = ring::channel::channel::<Vec<u8>>();
+    let make =
+        ring.run_blocking(move || image::write(&snapshot, now, &mut |piece| sender.send(piece.to_vec()).map_err(drop)));
+    let keep = async {
+        let mut offset = 0;
+        while let Some(piece) = pieces.recv().await {
+            let bytes = piece.len() as u64;
+            file.write_all_at(piece, offset).await.0?;
+            offset += bytes;
+        }
+        file.sync().await
+    };
+    let (made, written) = join!(make, keep);
+    written?;
+    made.map(drop).map_err(|()| io::Error::other("the image was not written to its end"))
+}

@@ -1,0 +1,288 @@
+//! The journal on disk: written in batches, made durable, rotated; and what waits for it.
+//!
+//! ```text
+//! handlers --lines--> pending --take all--> write, fdatasync --> durable --> answers and commands that waited leave
+//!              ^                                 |
+//!              '---- more lines gather ----------'     one batch = all that came during the last fdatasync
+//! ```
+//!
+//! A packet that tells of a change never leaves before its line is durable; packets of pure reads leave at once. If the
+//! disk refuses a batch, it is tried again and nothing is acknowledged meanwhile. Spec 51, 1 and 3; Spec 42, C.2.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use meta::journal::Batch;
+use ring::{File, OpenHow, Ring};
+use tracing::{error, info, warn};
+use wire::{MatoanMetachangesLog, Packet, Rest};
+
+use super::Shared;
+use super::connection::{KeepAlive, Outbox};
+
+/// Mode of journal files and images.
+pub(super) const FILE_MODE: u32 = 0o640;
+/// How long the disk gets before a refused batch is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Lines that are not durable yet, packets that wait for them, and lines that followers may still ask for.
+pub(super) struct Queue {
+    pending: Vec<u8>,
+    /// Version behind the last line that was handed over.
+    handed: u64,
+    /// Version behind the last durable line.
+    durable: u64,
+    waiting: VecDeque<Waiting>,
+    /// Batches not yet durable, for the followers.
+    fresh: VecDeque<Batch>,
+    remembered: VecDeque<(u32, Batch)>,
+    rotate: bool,
+    stop: bool,
+}
+
+struct Waiting {
+    version: u64,
+    outbox: Rc<Outbox>,
+    packet: Vec<u8>,
+    keep_alive: Option<KeepAlive>,
+}
+
+impl Queue {
+    /// `version`: that of the next line.
+    pub(super) fn new(version: u64) -> Queue {
+        Queue {
+            pending: Vec::new(),
+            handed: version,
+            durable: version,
+            waiting: VecDeque::new(),
+            fresh: VecDeque::new(),
+            remembered: VecDeque::new(),
+            rotate: false,
+            stop: false,
+        }
+    }
+
+    /// Lines for the next batch.
+    pub(super) fn add(&mut self, batch: Batch) {
+        if batch.bytes.is_empty() {
+            return;
+        }
+        debug_assert_eq!(batch.first, self.handed, "lines come without gaps");
+        self.handed = batch.next;
+        self.pending.extend_from_slice(&batch.bytes);
+        self.fresh.push_back(batch);
+    }
+
+    /// Everything up to this version is durable.
+    pub(super) fn is_durable(&self, version: u64) -> bool {
+        self.durable >= version
+    }
+
+    /// Sends the packet once `version` is durable.
+    pub(super) fn send_when_durable(
+        &mut self,
+        version: u64,
+        outbox: &Rc<Outbox>,
+        packet: Vec<u8>,
+        keep_alive: Option<KeepAlive>,
+    ) {
+        self.waiting.push_back(Waiting { version, outbox: outbox.clone(), packet, keep_alive });
+    }
+
+    pub(super) fn ask_for_rotation(&mut self) {
+        self.rotate = true;
+    }
+
+    /// The writer ends once everything is durable, with a last rotation.
+    pub(super) fn ask_for_stop(&mut self) {
+        self.stop = true;
+    }
+
+    /// Lines from `version` on, oldest first, if they are still remembered; `None` if the oldest are gone.
+    pub(super) fn remembered_from(&self, version: u64) -> Option<Vec<Vec<u8>>> {
+        let oldest = self.remembered.front().map_or(self.durable, |(_, batch)| batch.first);
+        if version < oldest || version > self.durable {
+            return None;
+        }
+        let batches = self.remembered.iter().map(|(_, batch)| batch).filter(|batch| batch.next > version);
+        Some(batches.flat_map(packets_of).filter(|(line, _)| *line >= version).map(|(_, packet)| packet).collect())
+    }
+
+    pub(super) fn forget_before(&mut self, seconds: u32) {
+        while self.remembered.front().is_some_and(|(at, _)| *at < seconds) {
+            self.remembered.pop_front();
+        }
+    }
+
+    fn became_durable(&mut self, version: u64, now: u32) -> Vec<Batch> {
+        self.durable = version;
+        while self.waiting.front().is_some_and(|waiting| waiting.version <= version) {
+            let Some(waiting) = self.waiting.pop_front() else { break };
+            waiting.outbox.push(&waiting.packet);
+            if let Some(keep_alive) = waiting.keep_alive {
+                waiting.outbox.keep_alive(keep_alive);
+            }
+        }
+        let mut batches = Vec::new();
+        while self.fresh.front().is_some_and(|batch| batch.next <= version) {
+            batches.extend(self.fresh.pop_front());
+        }
+        self.remembered.extend(batches.iter().map(|batch| (now, batch.clone())));
+        batches
+    }
+}
+
+/// The lines of a batch as metaloggers get them.
+pub(super) fn packets_of(batch: &Batch) -> Vec<(u64, Vec<u8>)> {
+    batch
+        .lines()
+        .map(|(changeno, text)| {
+            (changeno, MatoanMetachangesLog::Change { changeno, text: Rest(text.to_vec()) }.encode())
+        })
+        .collect()
+}
+
+/// The file that is being written.
+pub(super) struct JournalFile {
+    ring: Ring,
+    folder: PathBuf,
+    /// Opened when the first line comes.
+    file: Option<(File, u64)>,
+    kept: u32,
+    synced: bool,
+}
+
+impl JournalFile {
+    pub(super) fn new(ring: Ring, folder: PathBuf, kept: u32, synced: bool) -> JournalFile {
+        JournalFile { ring, folder, file: None, kept, synced }
+    }
+
+    /// Appends and, if so configured, waits for the device.
+    async fn append(&mut self, bytes: Vec<u8>) -> io::Result<()> {
+        if self.file.is_none() {
+            let path = journal_path(&self.folder, 0);
+            let file = self.ring.open(&path, OpenHow::create(FILE_MODE)).await?;
+            let length = file.stat().await?.size;
+            self.ring.sync_dir(&self.folder).await?;
+            self.file = Some((file, length));
+        }
+        let Some((file, length)) = &mut self.file else { return Ok(()) };
+        let count = bytes.len() as u64;
+        file.write_all_at(bytes, *length).await.0?;
+        if self.synced {
+            file.datasync().await?;
+        }
+        *length += count;
+        Ok(())
+    }
+
+    /// N-1 to N, ..., 0 to 1. With nothing to keep the file is removed. Spec 51, 3.
+    pub(super) async fn rotate(&mut self) -> io::Result<()> {
+        if let Some((file, _)) = self.file.take() {
+            file.sync().await?;
+        }
+        if self.kept == 0 {
+            return gone_is_fine(self.ring.unlink(&journal_path(&self.folder, 0)).await);
+        }
+        for number in (0..self.kept).rev() {
+            let (from, to) = (journal_path(&self.folder, number), journal_path(&self.folder, number + 1));
+            gone_is_fine(self.ring.rename(&from, &to).await)?;
+        }
+        self.ring.sync_dir(&self.folder).await
+    }
+}
+
+pub(super) fn journal_path(folder: &Path, number: u32) -> PathBuf {
+    folder.join(format!("changelog.{number}.mfs"))
+}
+
+/// A file that is not there needs no removal or rename.
+pub(super) fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Writes batch after batch until the master stops.
+pub(super) async fn write_journal(master: Shared, mut file: JournalFile) {
+    loop {
+        let (bytes, version, rotate, stop) = {
+            let mut core = master.core.borrow_mut();
+            let queue = &mut core.journal;
+            let rotate = std::mem::take(&mut queue.rotate);
+            (std::mem::take(&mut queue.pending), queue.handed, rotate, queue.stop)
+        };
+        if !bytes.is_empty() {
+            append_at_last(&master, &mut file, bytes).await;
+            let now = master.now();
+            let mut core = master.core.borrow_mut();
+            let batches = core.journal.became_durable(version, now);
+            core.loggers.changed(&batches);
+            continue;
+        }
+        if rotate {
+            match file.rotate().await {
+                Ok(()) => info!("journal rotated"),
+                Err(error) => error!(%error, "cannot rotate the journal"),
+            }
+            master.core.borrow_mut().loggers.rotated();
+            master.rotated.notify_one();
+            continue;
+        }
+        if stop {
+            return;
+        }
+        master.journal_wake.notified().await;
+    }
+}
+
+/// The disk may be full for a while: nothing is acknowledged until the batch is safe.
+async fn append_at_last(master: &Shared, file: &mut JournalFile, bytes: Vec<u8>) {
+    let mut failed = false;
+    loop {
+        match file.append(bytes.clone()).await {
+            Ok(()) => {
+                if failed {
+                    warn!("the journal can be written again");
+                }
+                return;
+            }
+            Err(error) => {
+                error!(%error, "cannot write the journal; clients wait until it can be written");
+                failed = true;
+                // After a failed sync the cache may hold what the disk has not: open and write it all again.
+                file.file = None;
+                master.ring.sleep(RETRY).await;
+                if let Err(error) = cut_torn(file, master).await {
+                    error!(%error, "cannot look at the journal");
+                }
+            }
+        }
+    }
+}
+
+/// What a failed attempt left behind the last whole batch goes, so that the next attempt continues there.
+async fn cut_torn(file: &mut JournalFile, master: &Shared) -> io::Result<()> {
+    let path = journal_path(&file.folder, 0);
+    let durable = master.core.borrow().journal.durable;
+    let bytes = match master.ring.read_file(&path).await {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    let mut end = 0;
+    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+        let digits = line.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let number = std::str::from_utf8(&line[..digits]).ok().and_then(|text| text.parse::<u64>().ok());
+        if line.last() != Some(&b'\n') || number.is_none_or(|number| number >= durable) {
+            break;
+        }
+        end += line.len();
+    }
+    let handle = master.ring.open(&path, OpenHow::create(FILE_MODE)).await?;
+    handle.set_len(end as u64).await?;
+    handle.sync().await
+}

@@ -1,0 +1,259 @@
+//! Port 9419: metaloggers follow the journal and fetch images. Spec 42, A.
+//!
+//! A logger gets every line once, in order, after it is durable here. One that comes back gets what it missed if that
+//! is still remembered; else it sees the gap and fetches an image. Our image is wrapped into a file of MooseFS's
+//! framing, signature and end marker included, since a stock logger keeps nothing else:
+//!
+//! ```text
+//! "MFSM 2.0", version u64, metaid u64, "MOOR 1.0" (section), length u64, our image, "[MFS EOF MARKER]"
+//! ```
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use meta::journal::Batch;
+use ring::{File, OpenHow, Stream};
+use tracing::{info, warn};
+use wire::limits::{DOWNLOAD_PIECE_BYTES_MAX, METALOGGER_BYTES_MAX};
+use wire::{
+    AntoanConfigValue, AntoanGetConfig, AntoanGetVersion, AntoanNop, AntomaDownloadEnd, AntomaDownloadRequest,
+    AntomaDownloadStart, AntomaRegister, Crc, Field, Header, MatoanDownloadData, MatoanDownloadInfo,
+    MatoanDownloadMissing, MatoanMetachangesLog, Name, Packet, Rest, WireError,
+};
+
+use super::Shared;
+use super::chunkserver::version_answer;
+use super::connection::{KeepAlive, Outbox, PacketReader, write_out};
+use super::images::BACK;
+use super::journal::{journal_path, packets_of};
+use super::recovery::{WRAPPED_HEAD_BYTES, WRAPPED_TAIL};
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Those who follow the journal.
+#[derive(Default)]
+pub(super) struct Loggers {
+    following: Vec<(u64, Rc<Outbox>)>,
+}
+
+impl Loggers {
+    /// Lines that became durable.
+    pub(super) fn changed(&mut self, batches: &[Batch]) {
+        if self.following.is_empty() {
+            return;
+        }
+        for (_, packet) in batches.iter().flat_map(packets_of) {
+            for (_, outbox) in &self.following {
+                outbox.push(&packet);
+            }
+        }
+    }
+
+    pub(super) fn rotated(&self) {
+        let packet = MatoanMetachangesLog::Rotate.encode();
+        for (_, outbox) in &self.following {
+            outbox.push(&packet);
+        }
+    }
+
+    pub(super) fn close_all(&self) {
+        for (_, outbox) in &self.following {
+            outbox.close();
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.following.len()
+    }
+}
+
+/// Files taken at the same moment, and the one that is being sent.
+#[derive(Default)]
+struct Download {
+    current: Option<Source>,
+    /// Journal files as they were when the image was opened.
+    journals: [Option<Source>; 2],
+}
+
+struct Source {
+    file: File,
+    file_bytes: u64,
+    head: Vec<u8>,
+    tail: Vec<u8>,
+}
+
+impl Source {
+    fn bytes(&self) -> u64 {
+        self.head.len() as u64 + self.file_bytes + self.tail.len() as u64
+    }
+
+    /// `None`: the range is not in the file.
+    async fn read(&self, offset: u64, count: u32) -> Option<Vec<u8>> {
+        let end = offset.checked_add(u64::from(count)).filter(|end| *end <= self.bytes())?;
+        let mut out = Vec::new();
+        let head = self.head.len() as u64;
+        let part = |bytes: &[u8], start: u64| {
+            let from = offset.max(start).min(start + bytes.len() as u64) - start;
+            let to = end.max(start).min(start + bytes.len() as u64) - start;
+            bytes[from as usize..to as usize].to_vec()
+        };
+        out.extend(part(&self.head, 0));
+        let (from, to) = (offset.max(head), end.min(head + self.file_bytes));
+        if from < to {
+            let wanted = usize::try_from(to - from).ok()?;
+            let (read, bytes) = self.file.read_at(vec![0; wanted], from - head).await;
+            if read.ok()? != wanted {
+                return None;
+            }
+            out.extend(bytes);
+        }
+        out.extend(part(&self.tail, head + self.file_bytes));
+        Some(out)
+    }
+}
+
+/// Serves one metalogger until its connection ends.
+pub(super) async fn serve(master: Shared, stream: Stream) {
+    let peer = stream.peer();
+    let outbox = Outbox::new();
+    let id = master.with(|core, _| core.number());
+    let writer = master.ring.spawn(write_out(master.ring.clone(), stream.clone(), outbox.clone()));
+    let mut reader = PacketReader::new(master.ring.clone(), stream, METALOGGER_BYTES_MAX, TIMEOUT);
+    let mut download = Download::default();
+    let mut registered = false;
+    let reason = loop {
+        let header = match reader.next().await {
+            Ok(header) => header,
+            Err(gone) => break gone.to_string(),
+        };
+        let payload = reader.payload(header).to_vec();
+        reader.done(header);
+        match header.kind {
+            AntomaRegister::TYPE if registered => break "second registration".to_owned(),
+            AntomaRegister::TYPE => match AntomaRegister::decode(&payload) {
+                Ok(packet) => {
+                    registered = true;
+                    let timeout = Duration::from_secs(u64::from(packet.timeout.max(3)));
+                    reader.set_timeout(timeout);
+                    outbox.keep_alive(KeepAlive { nop: AntoanNop {}.encode(), every: timeout / 3 });
+                    info!(metalogger = %peer, version = %packet.version, from = packet.minversion, "metalogger registered");
+                    follow(&master, id, &outbox, packet.minversion);
+                }
+                Err(error) => break format!("bad register packet: {error}"),
+            },
+            _ => {
+                if let Err(reason) = handle(&master, &outbox, &mut download, header, &payload).await {
+                    break reason;
+                }
+            }
+        }
+    };
+    outbox.close();
+    warn!(metalogger = %peer, %reason, "metalogger disconnected");
+    master.with(|core, _| core.loggers.following.retain(|(other, _)| *other != id));
+    writer.await;
+}
+
+/// From now on the logger hears of every line; first of those that it missed.
+fn follow(master: &Shared, id: u64, outbox: &Rc<Outbox>, from: Option<u64>) {
+    master.with(|core, _| {
+        if let Some(missed) = from.and_then(|from| core.journal.remembered_from(from)) {
+            for packet in missed {
+                outbox.push(&packet);
+            }
+        }
+        core.loggers.following.push((id, outbox.clone()));
+    });
+}
+
+async fn handle(
+    master: &Shared,
+    outbox: &Rc<Outbox>,
+    download: &mut Download,
+    header: Header,
+    payload: &[u8],
+) -> Result<(), String> {
+    let bad = |error: WireError| format!("bad packet of type {}: {error}", header.kind);
+    match header.kind {
+        0..=2 => {}
+        AntoanGetVersion::TYPE => {
+            let packet = AntoanGetVersion::decode(payload).map_err(bad)?;
+            outbox.push(&version_answer(packet.msgid));
+        }
+        AntoanGetConfig::TYPE => {
+            let AntoanGetConfig { msgid, option } = AntoanGetConfig::decode(payload).map_err(bad)?;
+            let value = Name::new(&master.core.borrow().option(option.as_bytes())).map_err(bad)?;
+            outbox.push(&AntoanConfigValue { msgid, value }.encode());
+        }
+        AntomaDownloadStart::TYPE => {
+            let packet = AntomaDownloadStart::decode(payload).map_err(bad)?;
+            start_download(master, outbox, download, packet.filenum).await?;
+        }
+        AntomaDownloadRequest::TYPE => {
+            let AntomaDownloadRequest { offset, leng } = AntomaDownloadRequest::decode(payload).map_err(bad)?;
+            let source = download.current.as_ref().ok_or("a piece of a file that was not opened")?;
+            if leng > DOWNLOAD_PIECE_BYTES_MAX {
+                return Err(format!("a piece of {leng} bytes is too large"));
+            }
+            let data = source.read(offset, leng).await.ok_or("a piece beyond the end of the file")?;
+            let crc = Crc(crc32fast::hash(&data));
+            outbox.push(&MatoanDownloadData { offset, leng, crc, data: Rest(data) }.encode());
+        }
+        AntomaDownloadEnd::TYPE => download.current = None,
+        other => return Err(format!("unknown packet type {other}")),
+    }
+    Ok(())
+}
+
+/// Opens a file; with the image also the journal files that belong to it. Spec 42, 5.1.
+async fn start_download(
+    master: &Shared,
+    outbox: &Rc<Outbox>,
+    download: &mut Download,
+    filenum: u8,
+) -> Result<(), String> {
+    let folder = &master.data_path;
+    match filenum {
+        1 => {
+            download.current = open(master, &folder.join(BACK)).await;
+            for number in 0..2u32 {
+                download.journals[number as usize] = open(master, &journal_path(folder, number)).await;
+            }
+            if let Some(source) = &mut download.current {
+                wrap(master, source);
+            }
+        }
+        11 | 12 => {
+            download.current = download.journals[usize::from(filenum - 11)].take();
+            if download.current.is_none() {
+                outbox.push(&MatoanDownloadInfo { size: 0 }.encode());
+                return Ok(());
+            }
+        }
+        2 => download.current = None,
+        other => return Err(format!("download of file number {other}")),
+    }
+    outbox.push(&match &download.current {
+        Some(source) => MatoanDownloadInfo { size: source.bytes() }.encode(),
+        None => MatoanDownloadMissing { marker: 0xFF }.encode(),
+    });
+    Ok(())
+}
+
+async fn open(master: &Shared, path: &std::path::Path) -> Option<Source> {
+    let file = master.ring.open(path, OpenHow::read()).await.ok()?;
+    let file_bytes = file.stat().await.ok()?.size;
+    Some(Source { file, file_bytes, head: Vec::new(), tail: Vec::new() })
+}
+
+fn wrap(master: &Shared, source: &mut Source) {
+    let core = master.core.borrow();
+    let mut head = b"MFSM 2.0".to_vec();
+    core.namespace.version().put(&mut head);
+    core.namespace.meta_id().put(&mut head);
+    head.extend_from_slice(b"MOOR 1.0");
+    source.file_bytes.put(&mut head);
+    debug_assert_eq!(head.len() as u64, WRAPPED_HEAD_BYTES);
+    source.head = head;
+    source.tail = WRAPPED_TAIL.to_vec();
+}

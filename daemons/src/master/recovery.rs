@@ -1,0 +1,294 @@
+//! The start: find the newest sound image, replay the journal that follows, say how far it came. Spec 42, C.6.
+//!
+//! What to take is decided in `meta::recovery`; here files are read, lines replayed, and what was torn is cut off, so
+//! that the journal can go on where the sound lines end.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use meta::change::Change;
+use meta::image::{ImageHeader, Loader};
+use meta::journal::{self, survey};
+use meta::recovery::{ImageFacts, JournalFacts, Known, plan};
+use meta::{Namespace, Policy};
+use ring::{OpenHow, Ring};
+use tracing::{info, warn};
+use wire::{ChunkId, MetaId};
+
+use super::MasterError;
+use super::images::{self, BACK, CLEAN, SEEN, TEMPORARY};
+use super::journal::{FILE_MODE, gone_is_fine, journal_path};
+use super::settings::Settings;
+
+/// A file of these 8 bytes asks for a new file system.
+const NEW: &[u8] = b"MFSM NEW";
+/// Bytes of one read.
+const PIECE_BYTES: usize = 1 << 20;
+/// In front of an image that a metalogger keeps: signature, version, metaid, and a section's head. See `metalogger`.
+pub(super) const WRAPPED_HEAD_BYTES: u64 = 40;
+pub(super) const WRAPPED_TAIL: &[u8; 16] = b"[MFS EOF MARKER]";
+
+/// The metadata, ready to be served.
+pub(super) struct Loaded {
+    pub(super) namespace: Namespace,
+    /// Version of the next line on disk.
+    pub(super) journal_version: u64,
+    /// Chunks whose deletion the replayed lines showed.
+    pub(super) deleted_chunks: Vec<ChunkId>,
+    /// Chunks that were granted to a writer and never let go of in the replayed lines.
+    pub(super) unfinished_chunks: BTreeSet<ChunkId>,
+}
+
+/// Loads what the data folder holds, or makes what it asks for. Errors: `Recovery` says why not, and what to do.
+pub(super) async fn load(ring: &Ring, settings: &Settings) -> Result<Loaded, MasterError> {
+    let folder = &settings.data_path;
+    gone_is_fine(ring.unlink(&folder.join(TEMPORARY)).await)?;
+    let mut names: Vec<String> = ring
+        .list(folder)
+        .await?
+        .into_iter()
+        .filter(|entry| !entry.is_dir)
+        .filter_map(|entry| entry.name.into_string().ok())
+        .collect();
+    names.sort();
+
+    let mut asks_for_new = false;
+    let mut headers: Vec<(String, Option<ImageHeader>)> = Vec::new();
+    for name in names.iter().filter(|name| is_image(name)) {
+        let (first, size) = first_bytes(ring, &folder.join(name)).await?;
+        if name == CLEAN && size == NEW.len() as u64 && first == NEW {
+            asks_for_new = true;
+            continue;
+        }
+        headers.push((name.clone(), header(&first)));
+    }
+    let has_images = headers.iter().any(|(_, header)| header.is_some());
+    let has_journal = names.iter().any(|name| is_journal(name));
+    if asks_for_new && has_images {
+        let found: Vec<&str> = headers.iter().map(|(name, _)| name.as_str()).collect();
+        return Err(MasterError::Recovery(format!(
+            "{CLEAN} asks for a new file system, but there are images of an old one here: {}. Remove {CLEAN} to go on \
+             with the old one, or move the old files away",
+            found.join(", ")
+        )));
+    }
+    if asks_for_new || (settings.new_file_system && headers.is_empty() && !has_journal) {
+        return make_new(ring, settings).await;
+    }
+    recover(ring, settings, &names, headers).await
+}
+
+/// A new file system, with an image from the start.
+async fn make_new(ring: &Ring, settings: &Settings) -> Result<Loaded, MasterError> {
+    let now = u32::try_from(ring.wall_micros() / 1_000_000).unwrap_or(u32::MAX);
+    let metaid = MetaId(u64::from(now) << 32 | (ring.random_u64() & 0xFFFF_FFFF));
+    let mut namespace = Namespace::new(metaid, settings.policy, now);
+    let batch = namespace.take_journal();
+    let folder = &settings.data_path;
+    let file = ring.open(&journal_path(folder, 0), OpenHow::create(FILE_MODE).truncate(true)).await?;
+    file.write_all_at(batch.bytes, 0).await.0?;
+    file.sync().await?;
+    images::store(ring, folder, namespace.freeze(), now, settings.images_kept, false).await?;
+    info!(%metaid, "a new file system");
+    let journal_version = namespace.version();
+    Ok(Loaded { namespace, journal_version, deleted_chunks: Vec::new(), unfinished_chunks: BTreeSet::new() })
+}
+
+async fn recover(
+    ring: &Ring,
+    settings: &Settings,
+    names: &[String],
+    mut headers: Vec<(String, Option<ImageHeader>)>,
+) -> Result<Loaded, MasterError> {
+    let folder = &settings.data_path;
+    // Newest first; the first one that loads to its end is the image. The same version: the clean one.
+    headers.sort_by_key(|(name, header)| {
+        (std::cmp::Reverse(header.map_or(0, |header| header.version)), name.as_str() != CLEAN, name.clone())
+    });
+    let mut facts: Vec<ImageFacts> = Vec::new();
+    let mut loaded: Option<(String, Namespace)> = None;
+    for (name, header) in headers {
+        if let (Some(_), None) = (header, &loaded) {
+            match load_image(ring, &folder.join(&name), settings.policy).await {
+                Ok(namespace) => loaded = Some((name.clone(), namespace)),
+                Err(reason) => {
+                    warn!(file = name, %reason, "an image cannot be loaded");
+                    facts.push(ImageFacts { name, header: None });
+                    continue;
+                }
+            }
+        } else if header.is_some()
+            && loaded.as_ref().is_some_and(|(_, namespace)| Some(namespace.version()) == header.map(|h| h.version))
+        {
+            continue; // as new as the one that is loaded, which stands for it
+        }
+        facts.push(ImageFacts { name, header });
+    }
+
+    let mut journals = Vec::new();
+    for name in names.iter().filter(|name| is_journal(name)) {
+        let bytes = ring.read_file(&folder.join(name)).await?;
+        let found = survey(&bytes);
+        journals.push(JournalFacts {
+            name: name.clone(),
+            versions: found.versions,
+            sound_bytes: found.sound_bytes as u64,
+            end: found.end,
+        });
+    }
+    let known = known(ring, folder, &facts).await;
+    let plan = plan(&facts, &journals, &known, settings.lose_changes_from)
+        .map_err(|refusal| MasterError::Recovery(format!("the metadata cannot be recovered: {refusal}")))?;
+    for remark in &plan.remarks {
+        warn!("recovery: {remark}");
+    }
+    let (image, mut namespace) = match loaded {
+        Some((name, namespace)) if name == plan.image => (name, namespace),
+        _ => {
+            let namespace = load_image(ring, &folder.join(&plan.image), settings.policy)
+                .await
+                .map_err(|reason| MasterError::Recovery(format!("{}: {reason}", plan.image)))?;
+            (plan.image.clone(), namespace)
+        }
+    };
+    let mut applied = 0u64;
+    let mut unfinished = BTreeSet::new();
+    for (name, sound_bytes) in &plan.journals {
+        applied += replay(ring, &folder.join(name), *sound_bytes, &mut namespace, &mut unfinished).await?;
+    }
+    info!(image, from = plan.from, to = namespace.version(), changes = applied, "metadata recovered");
+
+    // What must not be met again: torn ends, and lines that were given up.
+    for facts in &journals {
+        let path = folder.join(&facts.name);
+        let given_up = facts.versions.is_some_and(|(_, last)| last >= namespace.version());
+        if given_up {
+            ring.rename(&path, &folder.join(format!("{}.given-up", facts.name))).await?;
+            warn!(
+                file = facts.name,
+                "the journal's lines from {} on are given up; the file was renamed",
+                namespace.version()
+            );
+        } else if ring.stat(&path).await?.size > facts.sound_bytes && is_own_journal(&facts.name) {
+            let file = ring.open(&path, OpenHow::create(FILE_MODE)).await?;
+            file.set_len(facts.sound_bytes).await?;
+            file.sync().await?;
+            warn!(file = facts.name, bytes = facts.sound_bytes, "the torn end of the journal was cut off");
+        }
+    }
+    let now = u32::try_from(ring.wall_micros() / 1_000_000).unwrap_or(u32::MAX);
+    if applied > 0 || !plan.remarks.is_empty() || image != BACK {
+        if image == CLEAN && applied == 0 && plan.remarks.is_empty() {
+            gone_is_fine(ring.rename(&folder.join(CLEAN), &folder.join(BACK)).await)?;
+            ring.sync_dir(folder).await?;
+        } else {
+            images::store(ring, folder, namespace.freeze(), now, settings.images_kept, false).await?;
+        }
+    }
+    let deleted_chunks = namespace.take_deleted_chunks();
+    let journal_version = namespace.version();
+    Ok(Loaded { namespace, journal_version, deleted_chunks, unfinished_chunks: unfinished })
+}
+
+/// How far the metadata of this folder came before, if they are of the same file system. Design: an older image than
+/// the cluster has seen is refused.
+async fn known(ring: &Ring, folder: &Path, facts: &[ImageFacts]) -> Known {
+    let Ok(bytes) = ring.read_file(&folder.join(SEEN)).await else { return Known::default() };
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let mut words = text.split_whitespace();
+    let (metaid, version) = (words.next().unwrap_or(""), words.next().and_then(|word| word.parse().ok()));
+    let same = |facts: &ImageFacts| facts.header.is_some_and(|header| header.meta_id.to_string() == metaid);
+    match version {
+        Some(version_seen) if facts.iter().any(same) => Known { meta_id: None, version_seen },
+        _ => Known::default(),
+    }
+}
+
+/// Names that MooseFS takes for images, too: `metadata` and more.
+fn is_image(name: &str) -> bool {
+    name.starts_with("metadata") && name.len() > "metadata".len() && name != "metadata.crc" && name != TEMPORARY
+}
+
+fn is_journal(name: &str) -> bool {
+    ["changelog.", "changelog_ml.", "changelog_ml_back."].iter().any(|prefix| {
+        let number = name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(".mfs"));
+        number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+    })
+}
+
+fn is_own_journal(name: &str) -> bool {
+    name.starts_with("changelog.")
+}
+
+async fn first_bytes(ring: &Ring, path: &Path) -> Result<(Vec<u8>, u64), MasterError> {
+    let file = ring.open(path, OpenHow::read()).await?;
+    let size = file.stat().await?.size;
+    let (read, mut bytes) = file.read_at(vec![0; 256], 0).await;
+    bytes.truncate(read?);
+    Ok((bytes, size))
+}
+
+/// The header of an image, wrapped as for a metalogger or not.
+fn header(first: &[u8]) -> Option<ImageHeader> {
+    let bytes = if is_wrapped(first) { &first[WRAPPED_HEAD_BYTES as usize..] } else { first };
+    ImageHeader::decode(bytes).ok()
+}
+
+fn is_wrapped(first: &[u8]) -> bool {
+    first.starts_with(b"MFSM 2.0") && first.len() as u64 > WRAPPED_HEAD_BYTES && &first[24..28] == b"MOOR"
+}
+
+async fn load_image(ring: &Ring, path: &Path, policy: Policy) -> Result<Namespace, String> {
+    let file = ring.open(path, OpenHow::read()).await.map_err(|error| error.to_string())?;
+    let size = file.stat().await.map_err(|error| error.to_string())?.size;
+    let (first, _) = first_bytes(ring, path).await.map_err(|error| error.to_string())?;
+    let (mut offset, end) = match is_wrapped(&first) {
+        true => (WRAPPED_HEAD_BYTES, size.saturating_sub(WRAPPED_TAIL.len() as u64)),
+        false => (0, size),
+    };
+    let mut loader = Loader::new();
+    while offset < end {
+        let wanted = usize::try_from(end - offset).unwrap_or(PIECE_BYTES).min(PIECE_BYTES);
+        let (read, bytes) = file.read_at(vec![0; wanted], offset).await;
+        let count = read.map_err(|error| error.to_string())?;
+        if count == 0 {
+            break;
+        }
+        loader.push(&bytes[..count]).map_err(|error| error.to_string())?;
+        offset += count as u64;
+    }
+    loader.finish(policy).map_err(|error| error.to_string())
+}
+
+/// Applies the lines of a file that the metadata does not have yet. Returns how many.
+async fn replay(
+    ring: &Ring,
+    path: &Path,
+    sound_bytes: u64,
+    namespace: &mut Namespace,
+    unfinished: &mut BTreeSet<ChunkId>,
+) -> Result<u64, MasterError> {
+    let mut bytes = ring.read_file(path).await?;
+    bytes.truncate(usize::try_from(sound_bytes).unwrap_or(usize::MAX));
+    let mut applied = 0;
+    let refuse = |text: String| MasterError::Recovery(format!("{}: {text}", path.display()));
+    for (_, line) in journal::lines(&bytes) {
+        let line = line.map_err(|error| refuse(error.to_string()))?;
+        if journal::line_version(line).is_some_and(|version| version < namespace.version()) {
+            continue;
+        }
+        let entry = journal::parse(line).map_err(|error| refuse(error.to_string()))?;
+        namespace.replay(&entry).map_err(|error| refuse(error.to_string()))?;
+        applied += 1;
+        match entry.change {
+            Change::Write { .. } => {
+                unfinished.extend(entry.outcome.values().first().map(|chunk| ChunkId(*chunk)));
+            }
+            Change::Unlock { chunk } | Change::Rollback { chunk, .. } => {
+                unfinished.remove(&chunk);
+            }
+            _ => {}
+        }
+    }
+    Ok(applied)
+}

@@ -1,0 +1,684 @@
+//! The master in a simulated world: pretended clients and chunkservers speak to its ports, time and failures come from
+//! a seed. Packets taken from MooseFS's own traffic (tests/golden) are used where they fit.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use ring::local::Mutex;
+use ring::sim::{self, NodeId, World};
+use ring::{BufferedReader, JoinHandle, Ring, Stream};
+use wire::*;
+
+use super::exports::auth_passcode;
+use super::{MasterError, Settings, run};
+use crate::signals::Wish;
+
+const MASTER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+
+fn golden(name: &str) -> Vec<u8> {
+    let path = format!("{}/../tests/golden/{name}.hex", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let text = text.trim();
+    (0..text.len() / 2).map(|at| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).unwrap()).collect()
+}
+
+/// A world with a master.
+struct Scene {
+    world: World,
+    master: NodeId,
+    settings: Settings,
+    wishes: RefCell<Option<ring::channel::Sender<Wish>>>,
+    running: RefCell<Option<JoinHandle<Result<(), MasterError>>>>,
+}
+
+impl Scene {
+    fn new(seed: u64) -> Scene {
+        Scene::with(seed, "* / rw,alldirs,admin,maproot=0:0\n* . rw\n", |_| {})
+    }
+
+    fn with(seed: u64, exports: &'static str, change: impl FnOnce(&mut Settings)) -> Scene {
+        let world = World::new(seed, sim::Settings::default());
+        let master = world.node(MASTER);
+        let at = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
+        let mut settings = Settings {
+            data_path: PathBuf::from("/data"),
+            exports_path: PathBuf::from("/data/exports"),
+            metalogger_address: at(9419),
+            chunkserver_address: at(9420),
+            client_address: at(9421),
+            ..Settings::default()
+        };
+        settings.chunks.delay_init_seconds = 3;
+        settings.chunks.delay_disconnect_seconds = 2;
+        settings.chunks.stable_after_seconds = 0;
+        change(&mut settings);
+        world
+            .run(master, |ring| async move {
+                ring.mkdir(Path::new("/data"), 0o755).await.unwrap();
+                ring.sync_dir(Path::new("/")).await.unwrap();
+                ring.write_file_durably(Path::new("/data/exports"), 0o644, exports.into()).await.unwrap();
+                ring.write_file_durably(Path::new("/data/metadata.mfs"), 0o644, b"MFSM NEW".to_vec()).await.unwrap();
+            })
+            .unwrap();
+        let scene = Scene { world, master, settings, wishes: RefCell::default(), running: RefCell::default() };
+        scene.start();
+        scene
+    }
+
+    fn start(&self) {
+        let (sender, wishes) = ring::channel::channel();
+        let settings = self.settings.clone();
+        let ready = Rc::new(Cell::new(false));
+        let is_ready = ready.clone();
+        let handle = self.world.spawn(self.master, |ring| run(ring, settings, wishes, move || is_ready.set(true)));
+        *self.wishes.borrow_mut() = Some(sender);
+        assert!(self.world.run_until(|| ready.get() || handle.is_finished()), "seed {}", self.world.seed());
+        assert!(ready.get(), "the master starts (seed {})", self.world.seed());
+        *self.running.borrow_mut() = Some(handle);
+    }
+
+    fn crash_and_restart(&self) {
+        self.world.crash(self.master);
+        self.world.run_for(Duration::from_millis(100));
+        self.world.restart(self.master);
+        self.start();
+    }
+
+    fn stop(&self) {
+        let sender = self.wishes.borrow_mut().take().unwrap();
+        sender.send(Wish::Stop).map_err(drop).unwrap();
+        let handle = self.running.borrow_mut().take().unwrap();
+        assert!(self.world.run_until(|| handle.is_finished()), "the master stops");
+    }
+
+    /// Runs a script on a node of its own.
+    fn play<T: 'static, Fut: Future<Output = T> + 'static>(&self, last: u8, script: impl FnOnce(Ring) -> Fut) -> T {
+        let node = self.world.node(Ipv4Addr::new(10, 0, 0, last));
+        self.world.run(node, script).expect("the script ends")
+    }
+
+    /// A chunkserver that does all that it is told, at once.
+    fn chunkserver(&self, last: u8) -> Rc<Held> {
+        let held = Rc::new(Held::default());
+        let node = self.world.node(Ipv4Addr::new(10, 0, 0, last));
+        let mine = held.clone();
+        drop(self.world.spawn(node, |ring| serve_chunks(ring, last, mine)));
+        let registered = held.clone();
+        assert!(self.world.run_until(|| registered.registered.get()), "seed {}", self.world.seed());
+        held
+    }
+}
+
+/// What a pretended chunkserver has.
+#[derive(Default)]
+struct Held {
+    chunks: RefCell<BTreeMap<ChunkId, Version>>,
+    registered: Cell<bool>,
+    /// Answers are given only while this is false.
+    mute: Cell<bool>,
+}
+
+/// One side of a connection with the master.
+struct Peer {
+    ring: Ring,
+    stream: Stream,
+    reader: BufferedReader,
+    /// One packet after the other, though keep-alive has a task of its own.
+    sending: Rc<Mutex<()>>,
+}
+
+impl Peer {
+    async fn connect(ring: &Ring, port: u16) -> Peer {
+        let to = SocketAddr::new(IpAddr::V4(MASTER), port);
+        let stream = loop {
+            match ring.connect(to, None).await {
+                Ok(stream) => break stream,
+                Err(_) => ring.sleep(Duration::from_millis(50)).await,
+            }
+        };
+        Peer {
+            ring: ring.clone(),
+            reader: BufferedReader::new(stream.clone(), 1 << 16),
+            stream,
+            sending: Rc::new(Mutex::new(())),
+        }
+    }
+
+    async fn send(&self, packet: Vec<u8>) {
+        let _turn = self.sending.lock().await;
+        let _ = self.stream.send_all(packet).await;
+    }
+
+    /// Keeps the connection alive until it ends.
+    fn send_nops(&self, nop: Vec<u8>) {
+        let (ring, stream, sending) = (self.ring.clone(), self.stream.clone(), self.sending.clone());
+        drop(self.ring.spawn(async move {
+            loop {
+                let turn = sending.lock().await;
+                if stream.send_all(nop.clone()).await.0.is_err() {
+                    return;
+                }
+                drop(turn);
+                ring.sleep(Duration::from_secs(1)).await;
+            }
+        }));
+    }
+
+    /// The next packet; None when the master hung up.
+    async fn take(&mut self) -> Option<(u32, Vec<u8>)> {
+        let head = self.reader.fill(HEADER_BYTES).await.ok()?[..HEADER_BYTES].try_into().unwrap();
+        let header = Header::decode(head);
+        let bytes = HEADER_BYTES + header.length as usize;
+        let payload = self.reader.fill(bytes).await.ok()?[HEADER_BYTES..bytes].to_vec();
+        self.reader.consume(bytes);
+        Some((header.kind, payload))
+    }
+
+    /// The next packet that is no NOP.
+    async fn next(&mut self) -> Option<(u32, Vec<u8>)> {
+        loop {
+            match self.take().await? {
+                (0, _) => {}
+                other => return Some(other),
+            }
+        }
+    }
+
+    /// Asks and takes the answer of the next number.
+    async fn ask<P: Packet>(&mut self, packet: &P) -> Option<Vec<u8>> {
+        self.send(packet.encode()).await;
+        loop {
+            let (kind, payload) = self.next().await?;
+            if kind == P::TYPE + 1 {
+                return Some(payload);
+            }
+        }
+    }
+
+    /// As `ask`, decoded; or the status in its place, DISCONNECTED if the master is gone.
+    async fn get<P: Packet, A: Packet>(&mut self, packet: &P) -> Result<A, Status> {
+        let payload = self.ask(packet).await.ok_or(Status::DISCONNECTED)?;
+        decode_answer(&payload).expect("the answer is well-formed")
+    }
+
+    async fn mount(ring: &Ring) -> Peer {
+        let mut peer = Peer::connect(ring, 9421).await;
+        peer.send(golden("c3-register-new-req")).await;
+        let (kind, payload) = peer.next().await.expect("an answer");
+        assert_eq!((kind, payload.len()), (401, 49));
+        peer.send_nops(golden("c3-nop-req"));
+        peer
+    }
+
+    async fn create(&mut self, name: &str) -> Result<Inode, Status> {
+        let name = Name::new(name.as_bytes()).unwrap();
+        let gids = Gids::list(&[0]);
+        let packet = CltomaFuseCreate { msgid: 5, parent: Inode(1), name, mode: 0o644, umask: 0, uid: 0, gids };
+        self.get::<_, MatoclFuseCreate>(&packet).await.map(|created| created.inode)
+    }
+
+    async fn lookup(&mut self, name: &str) -> Result<MatoclFuseLookup, Status> {
+        let name = Name::new(name.as_bytes()).unwrap();
+        let packet = CltomaFuseLookup { msgid: 6, parent: Inode(1), name, uid: 0, gids: Gids::list(&[0]) };
+        self.get(&packet).await
+    }
+
+    async fn write_chunk(&mut self, inode: Inode) -> Result<MatoclFuseWriteChunk, Status> {
+        self.get(&CltomaFuseWriteChunk { msgid: 7, inode, index: 0, chunkopflags: Some(0) }).await
+    }
+
+    async fn write_end(&mut self, inode: Inode, chunkid: ChunkId, length: u64) -> Status {
+        let (msgid, index, chunkopflags, region) = (8, 0, 0, None);
+        let packet = CltomaFuseWriteChunkEnd { msgid, chunkid, inode, index, length, chunkopflags, region };
+        self.get::<_, MatoclFuseWriteChunkEnd>(&packet).await.map_or_else(|status| status, |answer| answer.status)
+    }
+
+    async fn read_chunk(&mut self, inode: Inode) -> Result<MatoclFuseReadChunk, Status> {
+        self.get(&CltomaFuseReadChunk { msgid: 9, inode, index: 0, chunkopflags: Some(0) }).await
+    }
+}
+
+/// BEGIN of a server at 10.0.0.`last`, made from a golden packet.
+fn begin(last: u8) -> Vec<u8> {
+    let CstomaRegister::Begin { mut begin, .. } = CstomaRegister::decode(&golden("cs3-begin")[8..]).unwrap() else {
+        panic!("the golden packet is a BEGIN");
+    };
+    begin.ip = Ip4::from(Ipv4Addr::new(10, 0, 0, last));
+    begin.csid = 0;
+    CstomaRegister::Begin { passcode: None, begin }.encode()
+}
+
+async fn serve_chunks(ring: Ring, last: u8, held: Rc<Held>) {
+    loop {
+        let mut peer = Peer::connect(&ring, 9420).await;
+        peer.send(begin(last)).await;
+        let Some((104, ack)) = peer.take().await else {
+            ring.sleep(Duration::from_secs(1)).await;
+            continue;
+        };
+        assert!(matches!(MatocsMasterAck::decode(&ack), Ok(MatocsMasterAck::Begin { .. })));
+        peer.send(CstomaLabels { labelmask: 0 }.encode()).await;
+        let report = |(&chunkid, version): (&ChunkId, &Version)| ChunkReport { chunkid, version: version.0 };
+        let list = held.chunks.borrow().iter().map(report).collect();
+        peer.send(CstomaRegister::Chunks(list).encode()).await;
+        assert_eq!(peer.next().await, Some((104, vec![0])), "each part is acknowledged");
+        peer.send(CstomaRegister::End.encode()).await;
+        let space = ServerSpace { used: 0, total: 1 << 40, chunks: 0, tdused: 0, tdtotal: 0, tdchunks: 0 };
+        peer.send(CstomaSpace { space }.encode()).await;
+        peer.send(CstomaCurrentLoad { load: 0, hlstatus: Some(1), transferring: None }.encode()).await;
+        held.registered.set(true);
+        peer.send_nops(AntoanNop {}.encode());
+        while let Some((kind, payload)) = peer.next().await {
+            while held.mute.get() {
+                peer.ring.sleep(Duration::from_millis(100)).await;
+            }
+            let answer = execute(&held, kind, &payload);
+            peer.send(answer).await;
+        }
+        held.registered.set(false);
+    }
+}
+
+fn execute(held: &Held, kind: u32, payload: &[u8]) -> Vec<u8> {
+    let mut chunks = held.chunks.borrow_mut();
+    let status = Status::OK;
+    match kind {
+        MatocsCreate::TYPE => {
+            let MatocsCreate { chunkid, version } = MatocsCreate::decode(payload).unwrap();
+            chunks.insert(chunkid, version);
+            CstomaCreate { chunkid, status }.encode()
+        }
+        MatocsDelete::TYPE => {
+            let MatocsDelete { chunkid, .. } = MatocsDelete::decode(payload).unwrap();
+            chunks.remove(&chunkid);
+            CstomaDelete { chunkid, status }.encode()
+        }
+        MatocsSetVersion::TYPE => {
+            let MatocsSetVersion { chunkid, newversion, oldversion } = MatocsSetVersion::decode(payload).unwrap();
+            assert_eq!(chunks.insert(chunkid, newversion), Some(oldversion));
+            CstomaSetVersion { chunkid, status }.encode()
+        }
+        MatocsTruncate::TYPE => {
+            let packet = MatocsTruncate::decode(payload).unwrap();
+            chunks.insert(packet.chunkid, packet.newversion);
+            CstomaTruncate { chunkid: packet.chunkid, status }.encode()
+        }
+        MatocsDuplicate::TYPE => {
+            let packet = MatocsDuplicate::decode(payload).unwrap();
+            chunks.insert(packet.newchunkid, packet.newversion);
+            CstomaDuplicate { chunkid: packet.newchunkid, status }.encode()
+        }
+        MatocsReplicate::TYPE => {
+            let MatocsReplicate { chunkid, version, .. } = MatocsReplicate::decode(payload).unwrap();
+            chunks.insert(chunkid, version);
+            CstomaReplicate { chunkid, version, status }.encode()
+        }
+        other => panic!("a chunkserver of 3.0.117 would hang up on type {other}"),
+    }
+}
+
+#[test]
+fn a_file_is_granted_to_a_writer_and_shown_to_a_reader() {
+    let scene = Scene::new(1);
+    let (one, two) = (scene.chunkserver(11), scene.chunkserver(12));
+    scene.play(21, |ring| async move {
+        let mut client = Peer::mount(&ring).await;
+        let inode = client.create("file").await.unwrap();
+        assert_eq!(client.create("file").await, Err(Status::EEXIST));
+        let hole = client.read_chunk(inode).await.unwrap();
+        assert_eq!((hole.chunkid, hole.locations.len()), (ChunkId(0), 0));
+        let grant = client.write_chunk(inode).await.unwrap();
+        assert_eq!((grant.protocolid, grant.version, grant.locations.len()), (2, Version(1), 2));
+        assert_eq!(client.write_end(inode, grant.chunkid, 5000).await, Status::OK);
+        let read = client.read_chunk(inode).await.unwrap();
+        assert_eq!((read.chunkid, read.version, read.length), (grant.chunkid, Version(1), 5000));
+        // No copy came or went since: the next write needs no new version.
+        let again = client.write_chunk(inode).await.unwrap();
+        assert_eq!((again.chunkid, again.version), (grant.chunkid, Version(1)));
+        assert_eq!(client.write_end(inode, grant.chunkid, 0).await, Status::OK);
+        let found = client.lookup("file").await.unwrap();
+        assert_eq!((found.inode, found.attr.extra), (inode, 5000));
+        assert_eq!(found.chunk_zero.map(|zero| zero.chunkid), Some(grant.chunkid));
+        let (uid, gids) = (0, Gids::list(&[0]));
+        let cut = CltomaFuseTruncate { msgid: 1, inode, flags: 0, uid, gids, length: 100 };
+        let cut: MatoclFuseTruncate = client.get(&cut).await.unwrap();
+        assert_eq!((cut.prevlength, cut.attr.extra), (5000, 100));
+        assert_eq!(client.read_chunk(inode).await.unwrap().version, Version(2), "cutting raises the version");
+    });
+    assert_eq!(*one.chunks.borrow(), *two.chunks.borrow());
+    assert_eq!(one.chunks.borrow().values().copied().collect::<Vec<_>>(), [Version(2)]);
+}
+
+#[test]
+fn what_was_acknowledged_survives_a_crash_at_any_moment() {
+    for seed in 1..=12 {
+        let scene = Scene::new(seed);
+        let acknowledged: Rc<RefCell<Vec<String>>> = Rc::default();
+        let mine = acknowledged.clone();
+        let node = scene.world.node(Ipv4Addr::new(10, 0, 0, 21));
+        drop(scene.world.spawn(node, |ring| async move {
+            let mut client = Peer::mount(&ring).await;
+            for number in 0.. {
+                let name = format!("file{number}");
+                if client.create(&name).await.is_err() {
+                    return;
+                }
+                mine.borrow_mut().push(name);
+            }
+        }));
+        let moment = Duration::from_millis(20 + scene.world.random_below(400));
+        scene.world.run_for(moment);
+        scene.crash_and_restart();
+        let names = acknowledged.borrow().clone();
+        assert!(!names.is_empty(), "seed {seed}: something was acknowledged");
+        scene.play(22, |ring| async move {
+            let mut client = Peer::mount(&ring).await;
+            for name in names {
+                assert!(client.lookup(&name).await.is_ok(), "seed {seed}: {name} is lost");
+            }
+        });
+        scene.stop();
+        scene.start();
+        let last = acknowledged.borrow().last().cloned().unwrap();
+        let found = scene.play(23, |ring| async move { Peer::mount(&ring).await.lookup(&last).await.is_ok() });
+        assert!(found, "seed {seed}: a stop in order keeps everything");
+    }
+}
+
+#[test]
+fn a_second_writer_waits_for_the_first() {
+    let scene = Scene::new(3);
+    let _server = scene.chunkserver(11);
+    scene.world.run_for(Duration::from_secs(5)); // until the set of servers counts as settled
+    scene.play(21, |ring| async move {
+        let mut first = Peer::mount(&ring).await;
+        let mut second = Peer::mount(&ring).await;
+        let inode = first.create("file").await.unwrap();
+        let grant = first.write_chunk(inode).await.unwrap();
+        let began = ring.now();
+        let asks = ring.spawn(async move { (second.write_chunk(inode).await, second) });
+        ring.sleep(Duration::from_secs(2)).await;
+        assert!(!asks.is_finished());
+        assert_eq!(first.write_end(inode, grant.chunkid, 10).await, Status::OK);
+        let (granted, mut second) = asks.await.unwrap();
+        assert_eq!(granted.unwrap().chunkid, grant.chunkid);
+        assert!(began.elapsed(&ring) < Duration::from_secs(3));
+        // Nobody lets go of it now: after half a minute the answer is LOCKED.
+        let locked = second.read_chunk(inode).await;
+        assert_eq!(locked.map(|answer| answer.chunkid), Err(Status::LOCKED));
+        assert!(began.elapsed(&ring) > Duration::from_secs(30));
+    });
+}
+
+#[test]
+fn a_writer_that_goes_before_its_grant_leaves_nothing_behind() {
+    let scene = Scene::new(4);
+    let server = scene.chunkserver(11);
+    server.mute.set(true);
+    let inode = scene.play(21, |ring| async move {
+        let mut client = Peer::mount(&ring).await;
+        let inode = client.create("file").await.unwrap();
+        client.send(CltomaFuseWriteChunk { msgid: 7, inode, index: 0, chunkopflags: None }.encode()).await;
+        ring.sleep(Duration::from_millis(500)).await;
+        client.stream.shutdown();
+        inode
+    });
+    scene.world.run_for(Duration::from_secs(1));
+    server.mute.set(false);
+    scene.world.run_for(Duration::from_secs(10));
+    assert!(server.chunks.borrow().is_empty(), "the chunk that nobody holds is deleted");
+    let read = scene.play(22, |ring| async move { Peer::mount(&ring).await.read_chunk(inode).await });
+    assert_eq!(read.map(|answer| answer.chunkid), Ok(ChunkId(0)), "the slot is empty again");
+}
+
+#[test]
+fn copies_are_made_again_and_surplus_ones_removed() {
+    let scene = Scene::new(5);
+    let servers = [11, 12, 13].map(|last| scene.chunkserver(last));
+    scene.play(21, |ring| async move {
+        let mut client = Peer::mount(&ring).await;
+        for number in 0..10 {
+            let inode = client.create(&format!("f{number}")).await.unwrap();
+            let grant = client.write_chunk(inode).await.unwrap();
+            assert_eq!(client.write_end(inode, grant.chunkid, 10).await, Status::OK);
+        }
+    });
+    let copies = || servers.iter().map(|held| held.chunks.borrow().len()).sum::<usize>();
+    assert_eq!(copies(), 20);
+    let away = scene.world.node(Ipv4Addr::new(10, 0, 0, 11));
+    scene.world.cut(away, scene.master);
+    scene.world.run_for(Duration::from_secs(60));
+    let left = servers[1].chunks.borrow().len() + servers[2].chunks.borrow().len();
+    assert_eq!(left, 20, "two copies of each on the two servers that are left");
+    scene.world.heal(away, scene.master);
+    scene.world.run_for(Duration::from_secs(60));
+    assert_eq!(copies(), 20, "the server that came back brought copies that are not needed any more");
+}
+
+#[test]
+fn nonsense_is_hung_up_on_and_harms_nobody() {
+    let scene = Scene::new(6);
+    let _server = scene.chunkserver(11);
+    let header = |kind: u32, length: u32| Header { kind, length }.encode().to_vec();
+    let cases: Vec<(u16, Vec<u8>)> = vec![
+        (9421, b"GET / HTTP/1.1\r\nHost: example\r\n\r\n".to_vec()),
+        (9421, header(402, 60_000_000)),
+        (9421, CltomaFuseStatfs { msgid: 1 }.encode()), // before registration
+        (9421, [header(400, 65), vec![b'x'; 65]].concat()),
+        (9421, header(12345, 0)),
+        (9421, header(406, 4)),
+        (9420, header(101, 40)), // before registration
+        (9420, golden("c3-register-new-req")),
+        (9420, header(100, 600_000_000)),
+        (9420, [header(100, 2), vec![60, 1]].concat()),
+        (9419, header(60, 2_000_000)),
+        (9419, [header(50, 1), vec![9]].concat()),
+        (9419, [header(62, 12), vec![0; 12]].concat()),
+    ];
+    for (port, bytes) in cases {
+        let what = format!("port {port}: {:02x?}", &bytes[..bytes.len().min(16)]);
+        let ended = scene.play(21, move |ring| async move {
+            let mut peer = Peer::connect(&ring, port).await;
+            peer.send(bytes).await;
+            ring.timeout(Duration::from_secs(25), async { while peer.take().await.is_some() {} }).await.is_ok()
+        });
+        assert!(ended, "{what} ends the connection");
+    }
+    scene.play(22, |ring| async move {
+        let mut client = Peer::mount(&ring).await;
+        let inode = client.create("fine").await.unwrap();
+        assert!(client.write_chunk(inode).await.is_ok());
+    });
+}
+
+#[test]
+fn a_known_packet_that_is_not_served_is_answered() {
+    let scene = Scene::new(7);
+    let answer = scene.play(21, |ring| async move {
+        let mut client = Peer::mount(&ring).await;
+        let packet = [Header { kind: 380, length: 8 }.encode().to_vec(), vec![0, 0, 0, 77, 0, 0, 0, 0]].concat();
+        client.send(packet).await;
+        client.next().await
+    });
+    assert_eq!(answer, Some((381, vec![0, 0, 0, 77, Status::ENOTSUP.0])));
+}
+
+#[test]
+fn passwords_are_asked_for_by_challenge() {
+    use md5::{Digest, Md5};
+    let scene = Scene::with(8, "* / rw,password=secret\n", |_| {});
+    let try_with = |password: Option<&'static [u8]>| {
+        scene.play(21, move |ring| async move {
+            let mut peer = Peer::connect(&ring, 9421).await;
+            let CltomaFuseRegister::NewSession(mut wanted) =
+                CltomaFuseRegister::decode(&golden("c3-register-new-req")[8..]).unwrap()
+            else {
+                panic!("the golden packet asks for a session");
+            };
+            if let Some(password) = password {
+                let random = peer.ask(&CltomaFuseRegister::GetRandom).await.unwrap();
+                let challenge: [u8; 32] = random.try_into().expect("32 bytes");
+                wanted.passcode = Some(super::exports::passcode(&challenge, &Md5::digest(password).into()));
+            }
+            let answer = peer.ask(&CltomaFuseRegister::NewSession(wanted)).await.unwrap();
+            MatoclFuseRegister::decode(&answer).unwrap()
+        })
+    };
+    assert_eq!(try_with(None), MatoclFuseRegister::Status(Status::NOPASSWORD));
+    assert_eq!(try_with(Some(b"wrong")), MatoclFuseRegister::Status(Status::BADPASSWORD));
+    assert!(matches!(try_with(Some(b"secret")), MatoclFuseRegister::Session { .. }));
+}
+
+#[test]
+fn chunkservers_prove_that_they_know_the_auth_code() {
+    let scene = Scene::with(9, "* / rw\n", |settings| settings.auth_code = Some(b"code".to_vec()));
+    let try_with = |code: &'static [u8]| {
+        scene.play(11, move |ring| async move {
+            let mut peer = Peer::connect(&ring, 9420).await;
+            peer.send(begin(11)).await;
+            let (_, payload) = peer.take().await?;
+            let Ok(MatocsMasterAck::Challenge(challenge)) = MatocsMasterAck::decode(&payload) else {
+                panic!("a challenge comes first");
+            };
+            let Ok(CstomaRegister::Begin { begin, .. }) = CstomaRegister::decode(&begin(11)[8..]) else {
+                panic!("BEGIN");
+            };
+            let passcode = Some(auth_passcode(&challenge, code));
+            peer.send(CstomaRegister::Begin { passcode, begin }.encode()).await;
+            peer.take().await
+        })
+    };
+    assert_eq!(try_with(b"wrong"), None);
+    let (kind, ack) = try_with(b"code").expect("an acknowledge");
+    assert_eq!((kind, ack.len()), (104, 17));
+}
+
+#[test]
+fn a_metalogger_gets_every_line_once_and_can_fetch_the_image() {
+    let scene = Scene::new(10);
+    let lines = scene.play(31, |ring| async move {
+        let mut logger = Peer::connect(&ring, 9419).await;
+        logger.send(golden("ml3-register")).await;
+        ring.sleep(Duration::from_millis(100)).await;
+        let mut client = Peer::mount(&ring).await;
+        for name in ["a", "b", "c"] {
+            client.create(name).await.unwrap();
+        }
+        let mut lines = Vec::new();
+        while lines.len() < 7 {
+            let (kind, payload) = logger.next().await.unwrap();
+            assert_eq!(kind, 51);
+            let Ok(MatoanMetachangesLog::Change { changeno, text }) = MatoanMetachangesLog::decode(&payload) else {
+                panic!("a change");
+            };
+            lines.push((changeno, String::from_utf8(text.0).unwrap()));
+        }
+        // The image, in one piece: it is small.
+        let mut files = Vec::new();
+        for number in [1, 11, 12] {
+            logger.send(AntomaDownloadStart { filenum: number }.encode()).await;
+            let (_, info) = logger.next().await.unwrap();
+            let size = MatoanDownloadInfo::decode(&info).unwrap().size;
+            if size > 0 {
+                let leng = u32::try_from(size).unwrap();
+                logger.send(AntomaDownloadRequest { offset: 0, leng }.encode()).await;
+                let (_, data) = logger.next().await.unwrap();
+                let data = MatoanDownloadData::decode(&data).unwrap();
+                assert_eq!(crc32fast::hash(&data.data.0), data.crc.0);
+                files.push(data.data.0);
+            }
+            logger.send(AntomaDownloadEnd {}.encode()).await;
+        }
+        assert!(files[0].starts_with(b"MFSM 2.0") && files[0].ends_with(b"[MFS EOF MARKER]"));
+        lines
+    });
+    let first = lines[0].0;
+    let numbers: Vec<u64> = lines.iter().map(|line| line.0).collect();
+    assert_eq!(numbers, (first..first + 7).collect::<Vec<_>>());
+    assert!(lines.iter().any(|line| line.1.contains("CREATE(1,c,")), "{lines:?}");
+}
+
+#[test]
+fn a_changed_export_moves_its_sessions() {
+    let scene = Scene::new(12);
+    let ended = scene.play(21, {
+        let wishes = scene.wishes.borrow().clone().unwrap();
+        let master = scene.master;
+        let world_ring = scene.world.ring(master);
+        move |ring| async move {
+            let mut client = Peer::mount(&ring).await;
+            let path = Path::new("/data/exports");
+            world_ring.write_file_durably(path, 0o644, b"* / ro\n".to_vec()).await.unwrap();
+            wishes.send(Wish::Reload).map_err(drop).unwrap();
+            while client.take().await.is_some() {}
+            let mut client = Peer::mount(&ring).await;
+            client.create("x").await
+        }
+    });
+    assert_eq!(ended, Err(Status::EROFS));
+}
+
+#[test]
+fn a_chunk_that_a_crash_left_unborn_does_not_block_its_file() {
+    let scene = Scene::new(13);
+    let server = scene.chunkserver(11);
+    let away = scene.world.node(Ipv4Addr::new(10, 0, 0, 11));
+    scene.world.cut(away, scene.master);
+    let inode = scene.play(21, |ring| async move {
+        let mut client = Peer::mount(&ring).await;
+        let inode = client.create("file").await.unwrap();
+        client.send(CltomaFuseWriteChunk { msgid: 7, inode, index: 0, chunkopflags: None }.encode()).await;
+        ring.sleep(Duration::from_millis(500)).await;
+        inode
+    });
+    server.registered.set(false);
+    scene.crash_and_restart();
+    scene.world.heal(away, scene.master);
+    scene.world.run_for(Duration::from_secs(30));
+    assert!(server.registered.get() && server.chunks.borrow().is_empty());
+    let grant = scene.play(22, |ring| async move { Peer::mount(&ring).await.write_chunk(inode).await });
+    assert_eq!(grant.map(|grant| grant.locations.len()), Ok(1));
+}
+
+#[test]
+fn metadata_older_than_those_seen_before_are_refused_until_a_person_decides() {
+    let mut scene = Scene::new(14);
+    let copy = |scene: &Scene, from: &'static str, to: &'static str| {
+        scene
+            .world
+            .run(scene.master, move |ring| async move {
+                let bytes = ring.read_file(Path::new(from)).await.unwrap();
+                ring.write_file_durably(Path::new(to), 0o644, bytes).await.unwrap();
+            })
+            .unwrap();
+    };
+    copy(&scene, "/data/metadata.mfs.back", "/data/old");
+    scene.play(21, |ring| async move { Peer::mount(&ring).await.create("file").await.unwrap() });
+    scene.stop();
+    scene
+        .world
+        .run(scene.master, |ring| async move {
+            for entry in ring.list(Path::new("/data")).await.unwrap() {
+                let name = entry.name.to_str().unwrap();
+                if name.starts_with("metadata") || name.starts_with("changelog") {
+                    ring.unlink(&Path::new("/data").join(name)).await.unwrap();
+                }
+            }
+        })
+        .unwrap();
+    copy(&scene, "/data/old", "/data/metadata.mfs");
+    let settings = scene.settings.clone();
+    let (_sender, wishes) = ring::channel::channel();
+    let refused = scene.world.run(scene.master, |ring| run(ring, settings, wishes, || ())).unwrap();
+    let text = refused.expect_err("an older image is refused").to_string();
+    let (_, version) = text.split_once("--lose-changes-from=").expect("the way out is named");
+    let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
+    scene.settings.lose_changes_from = Some(digits.parse().unwrap());
+    scene.start();
+    let found = scene.play(22, |ring| async move { Peer::mount(&ring).await.lookup("file").await.is_ok() });
+    assert!(!found, "what was given up is gone");
+}

@@ -1,0 +1,86 @@
+//! From a prepared process to a running engine: settings out of the configuration, signals into wishes, a ring.
+
+use std::fmt::Display;
+
+use ring::channel::{self, Receiver};
+use ring::{DriverChoice, Options, Ring};
+use tracing::info;
+
+use crate::chunkserver as chunkserver_shell;
+use crate::config::Config;
+use crate::master as master_shell;
+use crate::process::Daemon;
+use crate::signals::{self, Wish};
+
+/// Buffers of 64 KiB of a chunkserver's ring: a bound of what is under way, not memory that is used at rest.
+const CHUNKSERVER_BUFFERS: usize = 512;
+
+/// Buffers of a master's ring: it moves no file data.
+const MASTER_BUFFERS: usize = 16;
+
+// What only a person may decide about the metadata, said on the command line of one start. (clap prints doc comments.)
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub struct MetadataDecisions {
+    /// Begin a new file system if the data folder has none
+    #[arg(long = "new")]
+    pub new_file_system: bool,
+    /// Go on without the changes from this version on; a start that was refused names it
+    #[arg(long, value_name = "VERSION")]
+    pub lose_changes_from: Option<u64>,
+}
+
+/// Run a master until it is told to stop. Errors: why it cannot start, or cannot go on.
+pub fn master(daemon: Daemon, decisions: MetadataDecisions) -> Result<(), String> {
+    let settings = master_shell::Settings {
+        new_file_system: decisions.new_file_system,
+        lose_changes_from: decisions.lose_changes_from,
+        ..master_shell::Settings::from_config(&daemon.config)?
+    };
+    on_a_ring(&daemon, MASTER_BUFFERS, move |ring, wishes, ready| master_shell::run(ring, settings, wishes, ready))
+}
+
+/// Run a chunkserver until it is told to stop. Errors: why it cannot start, or cannot go on.
+pub fn chunkserver(daemon: Daemon) -> Result<(), String> {
+    let settings = chunkserver_shell::from_config(&daemon.config)?;
+    on_a_ring(&daemon, CHUNKSERVER_BUFFERS, move |ring, wishes, ready| {
+        chunkserver_shell::run(ring, settings, wishes, ready)
+    })
+}
+
+/// `RING_DRIVER = auto|uring|epoll`, an option of ours in every daemon's file.
+fn driver(config: &Config) -> DriverChoice {
+    config.parsed("RING_DRIVER", DriverChoice::Auto)
+}
+
+/// Run `main` on a ring of this thread; it gets the process's signals as wishes, and calls its last argument when it
+/// serves. By then all settings have been read, so names in the file that nobody asked for are mentioned.
+#[allow(clippy::needless_lifetimes, reason = "elided, the box's lifetime would be any, and `Main` could not hold it")]
+fn on_a_ring<'a, Main, Error>(
+    daemon: &'a Daemon,
+    buffers: usize,
+    main: impl FnOnce(Ring, Receiver<Wish>, Box<dyn FnOnce() + 'a>) -> Main,
+) -> Result<(), String>
+where
+    Main: Future<Output = Result<(), Error>>,
+    Error: Display,
+{
+    let options = Options { driver: driver(&daemon.config), buffers, ..Options::default() };
+    daemon.configuration_is_read();
+    let (sender, wishes) = channel::channel();
+    signals::listen(daemon.foreground, move |wish| {
+        let _ = sender.send(wish);
+    })
+    .map_err(|error| format!("can't listen for signals: {error}"))?;
+    let outcome = ring::run(options, |ring| {
+        info!("input and output by {}", ring.driver_name());
+        main(ring, wishes, Box::new(|| daemon.ready()))
+    });
+    match outcome {
+        Ok(Ok(())) => {
+            info!("{} ended", daemon.program.name);
+            Ok(())
+        }
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(error) => Err(format!("can't start the runtime: {error}")),
+    }
+}
