@@ -1,0 +1,1 @@
+//! Programs that measure Mooring beside MooseFS, and criterion benches of the engines.
