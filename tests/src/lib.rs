@@ -1,0 +1,31 @@
+//! Whatever needs more than one crate: whole clusters of real processes, trees copied through them and compared,
+//! fuzz targets, simulation scenarios.
+//!
+//! The harness starts daemons of either kind, MooseFS's (`Kind::Stock`) and ours (`Kind::Mooring`), in any mix, as
+//! children of the test, inside a network namespace of their own. It waits by polling, never by sleeping for a fixed
+//! time, and whatever happens it leaves no process, mount or namespace behind.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`cluster`] | a master, its chunkservers and mounts: start, stop, kill, swap one kind for the other |
+//! | [`daemon`] | one child process: its log, its end, its CPU time, its connections |
+//! | [`fuzz`] | a target for every decoder of bytes from outside, and what feeds them |
+//! | [`namespace`] | the network in which a cluster lives |
+//! | [`simulation`] | a whole cluster in a simulated world, under faults |
+//! | [`tree`] | folders full of everything a file system must keep, and how two of them differ |
+//! | [`copies`] | which chunk lies in which folder, as the disks tell it |
+//! | [`need`] | what this machine lacks, said loudly |
+//! | [`wait`] | polling with a limit and a name |
+//! | [`workload`] | random work through the client library with a model that remembers every byte |
+#![forbid(unsafe_code)]
+
+pub mod cluster;
+pub mod copies;
+pub mod daemon;
+pub mod fuzz;
+pub mod namespace;
+pub mod need;
+pub mod simulation;
+pub mod tree;
+pub mod wait;
+pub mod workload;

@@ -1,0 +1,93 @@
+//! Simulated clusters under faults: nothing acknowledged is lost, no wrong byte is ever returned.
+//!
+//! `MOORING_SIM_SEEDS=N` runs so many seeds (few by default), beginning with `MOORING_SIM_FIRST` (1).
+//! `MOORING_SIM_SEED=S` repeats one, with its log on stderr (`RUST_LOG` says how much of it).
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use mooring_tests::simulation::{Outcome, run};
+use mooring_tests::workload::Broken;
+
+const SEEDS_BY_DEFAULT: u64 = 10;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
+}
+
+/// A panic inside the world is a broken promise too.
+fn outcome_of(seed: u64) -> Result<Outcome, Broken> {
+    catch_unwind(AssertUnwindSafe(|| run(seed))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("(no message)");
+        Err(Broken(format!("panic: {text}")))
+    })
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_whatever_breaks() {
+    if let Some(seed) = number("MOORING_SIM_SEED") {
+        let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+        let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+        let outcome = outcome_of(seed);
+        println!("seed {seed}: {outcome:?}");
+        assert!(outcome.is_ok(), "seed {seed}: {outcome:?}");
+        return;
+    }
+    let first = number("MOORING_SIM_FIRST").unwrap_or(1);
+    let count = number("MOORING_SIM_SEEDS").unwrap_or(SEEDS_BY_DEFAULT);
+    let (next, failures, sums) = (AtomicU64::new(first), Mutex::new(Vec::new()), Mutex::new([0; 4]));
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= first + count {
+                        break;
+                    }
+                    match outcome_of(seed) {
+                        Ok(outcome) => {
+                            let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
+                            sums[0] += outcome.faults;
+                            for counts in outcome.counts {
+                                sums[1] += counts.acknowledged;
+                                sums[2] += counts.failed;
+                                sums[3] += counts.reads_compared;
+                            }
+                        }
+                        Err(Broken(sentence)) => {
+                            eprintln!("seed {seed}: {sentence}");
+                            failures.lock().unwrap_or_else(PoisonError::into_inner).push((seed, sentence));
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let [faults, acknowledged, failed, reads] = sums.into_inner().unwrap_or_else(PoisonError::into_inner);
+    println!(
+        "{count} seeds in {:.1} s: {faults} faults, {acknowledged} operations acknowledged, {failed} failed, {reads} \
+         files compared",
+        start.elapsed().as_secs_f64()
+    );
+    let failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let lines: Vec<String> = failures.iter().map(|(seed, sentence)| format!("seed {seed}: {sentence}")).collect();
+    assert!(
+        lines.is_empty(),
+        "{} of {count} seeds broke a promise; repeat one with MOORING_SIM_SEED:\n{}",
+        lines.len(),
+        lines.join("\n")
+    );
+    assert!(acknowledged > failed * 4, "most operations must succeed, else this proves little");
+}
+
+#[test]
+fn the_same_seed_goes_the_same_way() {
+    let [first, second] = [3, 3].map(outcome_of);
+    assert_eq!(first, second);
+    assert!(first.is_ok_and(|outcome| outcome.virtual_time > Duration::from_secs(1)));
+}
