@@ -219,6 +219,11 @@ async fn start_download(
             for number in 0..2u32 {
                 download.journals[number as usize] = open(master, &journal_path(folder, number)).await;
             }
+            // The file that is being written is padded behind its lines.
+            if let (Some(source), Some(bytes)) = (&mut download.journals[0], master.core.borrow().journal.file_bytes())
+            {
+                source.file_bytes = source.file_bytes.min(bytes);
+            }
             if let Some(source) = &mut download.current {
                 wrap(master, source);
             }

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use meta::change::Change;
 use meta::image::{ImageHeader, Loader};
-use meta::journal::{self, survey};
+use meta::journal::{self, SurveyEnd, survey};
 use meta::recovery::{ImageFacts, JournalFacts, Known, plan};
 use meta::{Namespace, Policy};
 use ring::{OpenHow, Ring};
@@ -173,7 +173,9 @@ async fn recover(
             let file = ring.open(&path, OpenHow::create(FILE_MODE)).await?;
             file.set_len(facts.sound_bytes).await?;
             file.sync().await?;
-            warn!(file = facts.name, bytes = facts.sound_bytes, "the torn end of the journal was cut off");
+            if facts.end != SurveyEnd::Clean {
+                warn!(file = facts.name, bytes = facts.sound_bytes, "the torn end of the journal was cut off");
+            }
         }
     }
     let now = u32::try_from(ring.wall_micros() / 1_000_000).unwrap_or(u32::MAX);

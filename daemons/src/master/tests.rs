@@ -594,6 +594,7 @@ fn a_metalogger_gets_every_line_once_and_can_fetch_the_image() {
             logger.send(AntomaDownloadEnd {}.encode()).await;
         }
         assert!(files[0].starts_with(b"MFSM 2.0") && files[0].ends_with(b"[MFS EOF MARKER]"));
+        assert!(files.len() > 1 && files[1..].iter().all(|lines| lines.ends_with(b"\n") && !lines.contains(&0)));
         lines
     });
     let first = lines[0].0;
@@ -635,11 +636,16 @@ fn a_chunk_that_a_crash_left_unborn_does_not_block_its_file() {
         ring.sleep(Duration::from_millis(500)).await;
         inode
     });
+    // What was on its way to the server is gone too.
+    scene.world.crash(away);
     server.registered.set(false);
     scene.crash_and_restart();
     scene.world.heal(away, scene.master);
+    scene.world.restart(away);
+    drop(scene.world.spawn(away, |ring| serve_chunks(ring, 11, server.clone())));
     scene.world.run_for(Duration::from_secs(30));
-    assert!(server.registered.get() && server.chunks.borrow().is_empty());
+    assert!(server.registered.get(), "the server came back");
+    assert_eq!(server.chunks.borrow().len(), 0, "the chunk was never born");
     let grant = scene.play(22, |ring| async move { Peer::mount(&ring).await.write_chunk(inode).await });
     assert_eq!(grant.map(|grant| grant.locations.len()), Ok(1));
 }

@@ -200,7 +200,8 @@ pub struct Survey {
 pub enum SurveyEnd {
     /// All lines are sound.
     Clean,
-    /// The last line has no newline, or is the last and damaged: the writer was cut off there.
+    /// The last line has no newline, or is the last and damaged, or pages of the last write are missing: the writer
+    /// was cut off there.
     Torn,
     /// A damaged line with more behind it.
     Damaged(JournalError),
@@ -208,8 +209,17 @@ pub enum SurveyEnd {
     Gap { expected: u64, found: u64 },
 }
 
+/// Most bytes that one write puts behind a journal. What a power cut tears lies within so many bytes.
+pub const TORN_BYTES_MAX: usize = 64 << 10;
+
 /// Looks through a journal file: every line's checksum and the order of versions.
+///
+/// Zeros at the end are no lines: a journal that is being written is kept longer than its lines, see the master. Zeros
+/// within are pages that a power cut kept from the device while it took others of the same write. Nobody was told
+/// that such a write is durable, so it is a torn end.
 pub fn survey(bytes: &[u8]) -> Survey {
+    let content = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    let bytes = &bytes[..content];
     let mut survey = Survey { versions: None, sound_bytes: 0, end: SurveyEnd::Clean };
     for (offset, line) in lines(bytes) {
         let checked = line.and_then(|line| parse(line).map(|entry| (line.len(), entry.version)));
@@ -220,8 +230,11 @@ pub fn survey(bytes: &[u8]) -> Survey {
                 return survey;
             }
             Err(error) => {
-                let is_last = bytes[offset..].iter().position(|byte| *byte == b'\n') == Some(bytes.len() - offset - 1);
-                let torn = is_last && error != JournalError::Syntax;
+                let rest = &bytes[offset..];
+                let end = rest.iter().position(|byte| *byte == b'\n').unwrap_or(rest.len());
+                let hole = rest[..end].iter().position(|byte| *byte == 0);
+                let misses_pages = hole.is_some_and(|hole| rest.len() - hole <= TORN_BYTES_MAX);
+                let torn = (end + 1 == rest.len() || misses_pages) && error != JournalError::Syntax;
                 survey.end = if torn { SurveyEnd::Torn } else { SurveyEnd::Damaged(error) };
                 return survey;
             }
@@ -393,6 +406,35 @@ mod tests {
             assert_eq!(survey.versions, (whole > 0).then(|| (5, 4 + whole as u64)));
             assert_eq!(survey.end, if ends[whole] == cut { SurveyEnd::Clean } else { SurveyEnd::Torn });
         }
+    }
+
+    #[test]
+    fn zeros_behind_the_lines_are_nothing_and_pages_missing_from_the_last_write_are_a_torn_end() {
+        let mut bytes = Vec::new();
+        let mut ends = Vec::new();
+        for version in 1..=300 {
+            format(version, 9, &Change::Idle {}, &Outcome::NONE, &mut bytes);
+            ends.push(bytes.len());
+        }
+        let whole = bytes.len();
+        bytes.resize(1 << 20, 0);
+        let padded = survey(&bytes);
+        assert_eq!((padded.versions, padded.sound_bytes, padded.end), (Some((1, 300)), whole, SurveyEnd::Clean));
+
+        let mut hole = bytes.clone();
+        hole[4096..8192].fill(0);
+        let torn = survey(&hole);
+        let sound = ends.iter().rposition(|end| *end <= 4096).unwrap();
+        assert_eq!((torn.sound_bytes, torn.end), (ends[sound], SurveyEnd::Torn));
+        assert_eq!(survey(&[0; 4096]), Survey { versions: None, sound_bytes: 0, end: SurveyEnd::Clean });
+
+        // So far from the end that no write reaches over it, a hole is damage: lines behind it were acknowledged.
+        let mut long = Vec::new();
+        for version in 1..=5000 {
+            format(version, 9, &Change::Idle {}, &Outcome::NONE, &mut long);
+        }
+        long[4096..8192].fill(0);
+        assert!(matches!(survey(&long).end, SurveyEnd::Damaged(_)));
     }
 
     #[test]
