@@ -268,21 +268,32 @@ fn change(folder: &Path) -> std::io::Result<()> {
 /// holds everything by reading from it alone.
 fn chains_pass_in_both_orders(cluster: &mut Cluster, kind: Kind, plan: Plan) {
     let mount = cluster.mount(kind);
-    let mut links = BTreeSet::new();
     std::fs::create_dir(mount.join("chains")).unwrap();
     let mut random = tree::Random::new(plan.seed);
-    for number in 0..200 {
-        let mut file = std::fs::File::create(mount.join(format!("chains/{number}"))).unwrap();
-        for _ in 0..4 {
-            std::io::Write::write_all(&mut file, &random.bytes(150_000)).unwrap();
+    let both = BTreeSet::from([(0, 1), (1, 0)]);
+    let done = AtomicBool::new(false);
+    let watched: &Cluster = cluster;
+    // A link may stand no longer than the write that it serves, so another thread looks all the time.
+    let links = std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            let mut links = BTreeSet::new();
+            while !done.load(Ordering::Relaxed) && links != both {
+                links.extend(watched.links());
+            }
+            links
+        });
+        for number in 0..400 {
+            let mut file = std::fs::File::create(mount.join(format!("chains/{number}"))).unwrap();
+            std::io::Write::write_all(&mut file, &random.bytes(600_000)).unwrap();
             file.sync_data().unwrap();
-            links.extend(cluster.links());
+            if number >= 10 && watcher.is_finished() {
+                break;
+            }
         }
-        if number >= 10 && links.len() == 2 {
-            break;
-        }
-    }
-    assert_eq!(links, BTreeSet::from([(0, 1), (1, 0)]), "write chains must have passed in both orders");
+        done.store(true, Ordering::Relaxed);
+        watcher.join().unwrap()
+    });
+    assert_eq!(links, both, "write chains must have passed in both orders");
     let source = cluster.scratch("source");
     tree::grow(&source, plan).unwrap();
     tree::copy(&source, &mount.join("tree"));
