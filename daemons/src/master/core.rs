@@ -201,6 +201,9 @@ impl Core {
             Notice::VersionAdopted { chunk, from, to } => {
                 warn!(%chunk, %from, %to, "no copy had the right version; copies one version off were taken");
             }
+            Notice::TakenBack { chunk, server } => {
+                warn!(%chunk, server = name(server), "every copy is damaged; this one is asked whether it counts all the same");
+            }
             Notice::Unavailable { chunk, other_copies } => {
                 warn!(%chunk, other_copies, "a file's chunk has no valid copy");
             }

@@ -313,6 +313,7 @@ impl Session {
             self.state.set(State::Registered);
             self.say(CstomaRegister::End.encode()).await;
             tracing::info!("registered with the master, version {}", self.master_version.get());
+            store.report_torn();
             store.reports.wake();
             return;
         };

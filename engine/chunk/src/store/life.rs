@@ -67,6 +67,7 @@ impl Store {
             scan(&self.ring, &volume, &self.settings, after_crash, |found| self.take_found(index, &volume, found));
         taken.await.map_err(|error| error.to_string())?;
         volume.state.set(VolumeState::Ready);
+        self.load_torn(index, &volume).await.map_err(|error| error.to_string())?;
         if after_crash {
             let done = self.recover(index, repairs).await;
             tracing::warn!("{}: put right after a crash: {done:?}", volume.folder.display());

@@ -9,6 +9,7 @@ pub(crate) mod life;
 pub(crate) mod operations;
 pub(crate) mod recover;
 mod scratch;
+mod torn;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -49,6 +50,7 @@ pub(crate) struct Store {
     pub(crate) reports: Reports,
     pub(crate) duplicates: RefCell<Vec<Duplicate>>,
     scratch: ScratchPool,
+    torn: RefCell<torn::TornChunks>,
     in_use: RefCell<BTreeMap<ChunkId, Rc<Chunk>>>,
 }
 
@@ -111,6 +113,7 @@ impl Store {
             reports: Reports::default(),
             duplicates: RefCell::default(),
             scratch: ScratchPool::new(ring),
+            torn: RefCell::default(),
             in_use: RefCell::default(),
         }
     }

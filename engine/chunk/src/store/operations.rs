@@ -70,15 +70,21 @@ impl Store {
         }
         self.forget(&chunk);
         self.reports.forget(id);
+        self.forget_torn(id).await;
         Ok(())
     }
 
-    /// Errors: `Invalid` for version 0, `NoChunk`, `WrongVersion`, `Busy`, `Disk`.
+    /// Errors: `Invalid` for version 0, `NoChunk`, `WrongVersion`, `Busy`, `Disk`; `Sum` if a crash tore a block and the
+    /// master may not have heard of it yet.
     pub(crate) async fn set_version(&self, id: ChunkId, new: Version, old: Version) -> Result<(), ChunkError> {
         if new == Version::ANY {
             return Err(ChunkError::Invalid);
         }
+        let torn = self.torn_to_accept(id)?;
         let (chunk, _alone) = self.open_alone(id, old).await?;
+        if let Some(torn) = torn {
+            self.accept_torn(&chunk, &torn).await?;
+        }
         self.change_version(&chunk, new).await
     }
 
@@ -127,6 +133,7 @@ impl Store {
         if length_bytes > CHUNK_BYTES || new == Version::ANY {
             return Err(ChunkError::Invalid);
         }
+        self.refuse_torn(id)?;
         let (chunk, _alone) = self.open_alone(id, old).await?;
         self.truncate_held(&chunk, length_bytes, new).await
     }

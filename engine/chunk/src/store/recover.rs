@@ -1,14 +1,16 @@
 //! What a crash left behind, put right before anybody may read it.
 //!
 //! The intent log names the chunks that were being changed. For each of their logged blocks the content decides: it
-//! fits the table, or one of the logged sums (then the table is put right), or neither: the block was torn, nothing
-//! in it can be trusted, and it stays bad so that it is never served. Design, section 5.
+//! fits the table, or one of the logged sums (then the table is put right), or neither: the block was torn, and it stays
+//! bad so that it is not served while there is a better copy; see `torn`. Design, section 5.
 
 use std::rc::Rc;
 
+use ring::File;
 use wire::limits::{BLOCK_BYTES, EMPTY_BLOCK_CRC};
 use wire::{ChunkId, Crc, Version};
 
+use super::torn::{Torn, TornPart};
 use super::{Chunk, Repairs, Store, scratch};
 use crate::error::ChunkError;
 use crate::fair_lock::Hold;
@@ -35,30 +37,48 @@ impl Store {
     /// Puts right what the log of volume `index` asks for.
     pub(crate) async fn recover(&self, index: u16, repairs: Repairs) -> Recovered {
         let mut done = Recovered::default();
+        let mut torn_chunks = Vec::new();
         for (id, repair) in repairs {
             let place = self.registry.borrow().get(id);
             if place.is_none_or(|place| place.volume != index || place.version != repair.version) {
                 continue; // deleted, or the change of its version was later and had the table written
             }
             done.chunks += 1;
-            if let Err(error) = self.recover_chunk(id, &repair, &mut done).await {
-                tracing::error!("chunk {id}: cannot be put right after the crash: {error}");
-                self.reports.damaged(id);
+            match self.recover_chunk(id, &repair, &mut done).await {
+                Ok(None) => {}
+                Ok(Some(what)) => {
+                    tracing::error!("chunk {id}: torn by the crash: {what:?}");
+                    torn_chunks.push((id, Torn { version: repair.version, what }));
+                }
+                Err(error) => {
+                    tracing::error!("chunk {id}: cannot be put right after the crash: {error}");
+                    self.reports.damaged(id);
+                }
             }
         }
+        self.remember_torn(index, torn_chunks).await;
         done
     }
 
-    async fn recover_chunk(&self, id: ChunkId, repair: &Repair, done: &mut Recovered) -> Result<(), ChunkError> {
+    /// Gives what was torn, if anything was.
+    async fn recover_chunk(
+        &self,
+        id: ChunkId,
+        repair: &Repair,
+        done: &mut Recovered,
+    ) -> Result<Option<TornPart>, ChunkError> {
         let chunk = self.open(id, Version::ANY).await?;
         let _alone = self.hold(&chunk, Hold::Exclusive).await?;
-        if let Some(truncation) = repair.truncate {
-            self.end_truncation(&chunk, truncation, done).await?;
+        if let Some(truncation) = repair.truncate
+            && !self.end_truncation(&chunk, truncation, done).await?
+        {
+            return Ok(Some(TornPart::Cut { length_bytes: truncation.length_bytes }));
         }
         let mut highest = 0;
+        let mut torn_blocks = Vec::new();
         for (block, sums) in &repair.blocks {
-            if block.number() < chunk.blocks() {
-                self.recover_block(&chunk, *block, sums, done).await?;
+            if block.number() < chunk.blocks() && !self.recover_block(&chunk, *block, sums, done).await? {
+                torn_blocks.push(*block);
             }
             highest = highest.max(block.count_through());
         }
@@ -68,17 +88,43 @@ impl Store {
         }
         self.write_table(&chunk).await?;
         // The log is about to forget this chunk.
-        let file = chunk.state.borrow().as_ref().map(|open| open.file.clone()).ok_or(ChunkError::NoChunk)?;
-        Ok(file.datasync().await?)
+        chunk.file()?.datasync().await?;
+        Ok((!torn_blocks.is_empty()).then_some(TornPart::Blocks(torn_blocks)))
     }
 
+    /// The master has no better copy: what is torn counts as it is. The caller holds the chunk alone.
+    pub(super) async fn accept_torn(&self, chunk: &Rc<Chunk>, torn: &Torn) -> Result<(), ChunkError> {
+        tracing::warn!(
+            "chunk {}: the master has no better copy; taken as the crash left it: {:?}",
+            chunk.id,
+            torn.what
+        );
+        match &torn.what {
+            TornPart::Cut { length_bytes } => {
+                let last = self.content_after_cut(chunk, *length_bytes).await?;
+                self.cut(chunk, *length_bytes, last).await?;
+            }
+            TornPart::Blocks(blocks) => {
+                for block in blocks.iter().filter(|block| block.number() < chunk.blocks()) {
+                    let found = sum_of(self.read_unverified(chunk, *block).await?.payload());
+                    chunk.put_sum_right(*block, found);
+                }
+                self.write_table(chunk).await?;
+            }
+        }
+        chunk.file()?.datasync().await?;
+        self.forget_torn(chunk.id).await;
+        Ok(())
+    }
+
+    /// Whether the block is good now; if not, it was torn.
     async fn recover_block(
         &self,
         chunk: &Rc<Chunk>,
         block: BlockIndex,
         logged: &[Crc],
         done: &mut Recovered,
-    ) -> Result<(), ChunkError> {
+    ) -> Result<bool, ChunkError> {
         let (found, in_table) = {
             let scratch = self.read_unverified(chunk, block).await?;
             let state = chunk.state.borrow();
@@ -86,51 +132,54 @@ impl Store {
             (sum_of(scratch.payload()), open.sums.get(block))
         };
         if found == in_table {
-            return Ok(());
+            return Ok(true);
         }
         if !logged.contains(&found) {
             done.torn_blocks += 1;
-            tracing::error!("chunk {}: block {} was torn by the crash", chunk.id, block.number());
-            self.reports.damaged(chunk.id);
-            return Ok(());
+            return Ok(false);
         }
         done.sums_put_right += 1;
-        if let Some(open) = chunk.state.borrow_mut().as_mut() {
-            open.sums.set(block, found);
-            open.sums_changed = true;
-        }
-        Ok(())
+        chunk.put_sum_right(block, found);
+        Ok(true)
     }
 
+    /// Whether it could be ended; if not, the last block is torn.
     async fn end_truncation(
         &self,
         chunk: &Rc<Chunk>,
         truncation: Truncation,
         done: &mut Recovered,
-    ) -> Result<(), ChunkError> {
-        let file = chunk.state.borrow().as_ref().map(|open| open.file.clone()).ok_or(ChunkError::NoChunk)?;
-        let changed_sec = u64::try_from(file.stat().await?.mtime_sec).unwrap_or(0);
+    ) -> Result<bool, ChunkError> {
+        let changed_sec = u64::try_from(chunk.file()?.stat().await?.mtime_sec).unwrap_or(0);
         if changed_sec > truncation.wall_sec + TRUNCATION_VALID_SEC {
-            return Ok(());
+            return Ok(true);
         }
-        let within_bytes = (truncation.length_bytes % BLOCK_BYTES) as usize;
-        let block =
-            BlockIndex::new(truncation.length_bytes / BLOCK_BYTES).filter(|block| block.number() < chunk.blocks());
-        let mut last = None;
-        if let Some(block) = block.filter(|_| within_bytes > 0) {
-            let mut scratch = self.read_unverified(chunk, block).await?;
-            scratch.payload_mut()[within_bytes..].fill(0);
-            let cut = sum_of(scratch.payload());
-            // The block was sound when the truncation began, and is now as it was or as it should become: both give the
-            // logged sum. Anything else is torn, or has lost writes of before.
-            if cut != truncation.last_sum {
-                done.torn_blocks += 1;
-                return Err(ChunkError::Sum);
-            }
-            last = Some((scratch, cut));
+        let last = self.content_after_cut(chunk, truncation.length_bytes).await?;
+        // The block was sound when the truncation began, and is now as it was or as it should become: both give the
+        // logged sum. Anything else is torn, or has lost writes of before.
+        if last.as_ref().is_some_and(|(_, sum)| *sum != truncation.last_sum) {
+            done.torn_blocks += 1;
+            return Ok(false);
         }
         done.truncations_ended += 1;
-        self.cut(chunk, truncation.length_bytes, last).await
+        self.cut(chunk, truncation.length_bytes, last).await?;
+        Ok(true)
+    }
+
+    /// Whatever the block holds in which a cut to `length_bytes` lies, with zeros behind the cut; None if there is no
+    /// such block.
+    async fn content_after_cut(
+        &self,
+        chunk: &Rc<Chunk>,
+        length_bytes: u32,
+    ) -> Result<Option<(scratch::Scratch, Crc)>, ChunkError> {
+        let within_bytes = (length_bytes % BLOCK_BYTES) as usize;
+        let block = BlockIndex::new(length_bytes / BLOCK_BYTES).filter(|block| block.number() < chunk.blocks());
+        let Some(block) = block.filter(|_| within_bytes > 0) else { return Ok(None) };
+        let mut scratch = self.read_unverified(chunk, block).await?;
+        scratch.payload_mut()[within_bytes..].fill(0);
+        let sum = sum_of(scratch.payload());
+        Ok(Some((scratch, sum)))
     }
 
     async fn read_unverified(&self, chunk: &Rc<Chunk>, block: BlockIndex) -> Result<scratch::Scratch, ChunkError> {
@@ -151,6 +200,19 @@ impl Store {
             let filled = open.sums.words()[..usize::from(open.blocks)].iter().rposition(|sum| *sum != EMPTY_BLOCK_CRC);
             let filled = filled.map_or(0, |at| at as u16 + 1);
             open.blocks = open.blocks.min(highest_logged.max(filled));
+        }
+    }
+}
+
+impl Chunk {
+    fn file(&self) -> Result<File, ChunkError> {
+        self.state.borrow().as_ref().map(|open| open.file.clone()).ok_or(ChunkError::NoChunk)
+    }
+
+    fn put_sum_right(&self, block: BlockIndex, sum: Crc) {
+        if let Some(open) = self.state.borrow_mut().as_mut() {
+            open.sums.set(block, sum);
+            open.sums_changed = true;
         }
     }
 }

@@ -35,7 +35,8 @@ impl Chunks {
         self.forget_departed(chunk);
         let changing = self.servers_changing(now);
         let all_known = self.all_data_known(now);
-        let missing = if all_known { Status::CHUNKLOST } else { Status::CSNOTPRESENT };
+        let is_lost = all_known && !self.rescue_is_possible(chunk);
+        let missing = if is_lost { Status::CHUNKLOST } else { Status::CSNOTPRESENT };
         let record = self.records.get(&chunk).ok_or(missing)?;
         if record.operation != Operation::None {
             return Err(Status::CHUNKBUSY);
@@ -81,7 +82,7 @@ impl Chunks {
             let copies = record.copies.iter().filter(|copy| readable(copy.state.kind));
             found.extend(copies.map(|copy| copy.server).filter(|&server| self.servers.contains(server)));
         }
-        if found.is_empty() && self.all_data_known(now) {
+        if found.is_empty() && self.all_data_known(now) && !self.rescue_is_possible(chunk) {
             return Err(Status::CHUNKLOST);
         }
         self.random.shuffle(&mut found);

@@ -53,6 +53,8 @@ pub(super) enum Operation {
     None,
     Create,
     SetVersion,
+    /// A damaged copy is asked for its version; see `rescue`.
+    TakeBack,
     Duplicate,
     Truncate,
     DuplicateTruncate,

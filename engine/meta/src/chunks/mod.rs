@@ -20,6 +20,7 @@ mod labels;
 mod operations;
 mod planner;
 mod reports;
+mod rescue;
 mod servers;
 #[cfg(test)]
 mod simulation;
@@ -203,6 +204,8 @@ pub enum Notice {
     ChunkIdOutOfRange { server: ServerId, chunk: ChunkId },
     /// No good copy was left, so copies of a neighbouring version became the chunk.
     VersionAdopted { chunk: ChunkId, from: Version, to: Version },
+    /// Every copy is damaged, and no server is missing: this one is asked whether it counts all the same.
+    TakenBack { chunk: ChunkId, server: ServerId },
     /// A file's chunk has no usable copy now.
     Unavailable { chunk: ChunkId, other_copies: usize },
     /// An answer that nobody waited for.
@@ -249,6 +252,7 @@ pub struct Chunks {
     /// Chunks that were granted to a writer when the last master ended, and of whose present version no copy was seen
     /// since: the change of version may never have reached a server.
     unfinished: BTreeSet<ChunkId>,
+    rescues: rescue::Rescues,
     /// Copies of deleted chunks that servers still reported.
     doomed: VecDeque<(ServerId, ChunkId)>,
     /// Lost servers whose copies are being removed, with the position of the walk.
@@ -283,6 +287,7 @@ impl Chunks {
             deleted: BTreeSet::new(),
             deleted_order: VecDeque::new(),
             unfinished: BTreeSet::new(),
+            rescues: rescue::Rescues::new(),
             doomed: VecDeque::new(),
             departing: Vec::new(),
             receiving_new_until: 0,

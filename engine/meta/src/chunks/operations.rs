@@ -147,7 +147,8 @@ impl Chunks {
             effects.push(Effect::Notice(Notice::UnexpectedAnswer { server, chunk }));
             return;
         };
-        if record.operation != answered.operation() {
+        let takes_back = record.operation == Operation::TakeBack && answered == Answered::SetVersion;
+        if record.operation != answered.operation() && !takes_back {
             effects.push(Effect::Notice(Notice::UnexpectedAnswer { server, chunk }));
             if !record.is_changing() {
                 return;
@@ -167,7 +168,7 @@ impl Chunks {
                 record.remove(server);
                 record.interrupted = true;
             }
-            Status::NOTDONE => {
+            Status::NOTDONE if !takes_back => {
                 let before = Version(version.0.wrapping_sub(1));
                 record.set(server, state.with(CopyKind::WrongVersion(before)));
                 record.interrupted = true;
@@ -233,6 +234,8 @@ impl Chunks {
                 if reverted {
                     self.stale.insert(chunk);
                     effects.push(Effect::SetVersion { chunk, version: before });
+                } else if in_place && record.copies.iter().any(|copy| copy.state.kind == CopyKind::Invalid) {
+                    self.expect_rescue(chunk, now);
                 }
                 self.end_operation(chunk, status, table, now, effects);
             }

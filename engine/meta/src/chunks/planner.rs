@@ -60,7 +60,7 @@ const BLOCKED_MAX: usize = 64;
 
 /// What one look at a chunk gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Progress {
+pub(super) enum Progress {
     /// Nothing more to do now; the next event reviews it again.
     Done,
     /// There is work, but limits forbid it now.
@@ -87,6 +87,7 @@ impl Chunks {
         }
         let budget = (f64::from(self.settings.examined_per_second) * elapsed.as_secs_f64()).ceil() as usize;
         self.serve_queues(budget, table, now, effects);
+        self.serve_rescues(table, now, effects);
         self.drop_doomed(effects);
         self.sweep(budget, elapsed, table, now, effects);
     }
@@ -183,7 +184,7 @@ impl Chunks {
     }
 
     /// One step for one chunk. Spec 41, 8.3.
-    fn examine(&mut self, chunk: ChunkId, table: &impl Table, now: u32, effects: &mut Effects) -> Progress {
+    pub(super) fn examine(&mut self, chunk: ChunkId, table: &impl Table, now: u32, effects: &mut Effects) -> Progress {
         if self.stale.contains(&chunk) {
             return Progress::Blocked;
         }
@@ -437,6 +438,7 @@ impl Chunks {
             }
             None => {
                 effects.push(Effect::Notice(Notice::Unavailable { chunk, other_copies: census.all() }));
+                self.rescue(chunk, facts, now, effects);
             }
         }
     }

@@ -182,6 +182,9 @@ impl Chunks {
                 continue;
             }
             record.set(server, CopyState { kind: CopyKind::Invalid, marked: was.is_some_and(|state| state.marked) });
+            if record.census().usable() == 0 {
+                self.expect_rescue(chunk, now);
+            }
             self.copy_went(chunk, server, was, table, now, effects);
         }
     }

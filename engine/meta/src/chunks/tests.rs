@@ -310,8 +310,58 @@ fn an_old_copy_never_stands_in_for_a_newer_one_that_was_lost() {
     scene.report(1, 4);
     scene.chunks.report_damaged(ServerId(0), &[CHUNK], &scene.table, NOW - 100, &mut scene.effects);
     scene.tick();
+    scene.answer(0, Answered::SetVersion, Status::CRC); // the newer one, asked whether it counts all the same
+    scene.tick();
     assert_eq!(scene.picture(2), "XW");
     assert!(!scene.effects.iter().any(|effect| matches!(effect, Effect::SetVersion { .. })));
+}
+
+#[test]
+fn damaged_copies_are_taken_back_one_by_one_when_there_is_no_other() {
+    let set_version = |new: u32, old: u32| Command::SetVersion { chunk: CHUNK, new: Version(new), old: Version(old) };
+    let damaged = |servers: &[u16], at: u32| {
+        let mut scene = Scene::new(2, 5, 2);
+        scene.report(0, 5);
+        scene.report(1, 5);
+        for &server in servers {
+            scene.chunks.report_damaged(ServerId(server), &[CHUNK], &scene.table, at, &mut scene.effects);
+        }
+        scene
+    };
+
+    let mut scene = damaged(&[0, 1], NOW - 5);
+    assert_eq!(scene.tick(), [], "somebody may be on the way with a good one");
+    assert_eq!(scene.chunks.locations(CHUNK, Ip4(9), NOW), Ok(Vec::new()), "ask again");
+
+    let mut scene = damaged(&[0, 1], NOW - 20);
+    assert_eq!(scene.tick(), [(0, set_version(5, 5))]);
+    scene.effects.clear();
+    scene.answer(0, Answered::SetVersion, Status::OK);
+    assert_eq!(scene.sent(), [(0, set_version(6, 5))], "no other copy of this version may come between");
+    scene.effects.clear();
+    scene.answer(0, Answered::SetVersion, Status::OK);
+    assert_eq!((scene.picture(2).as_str(), scene.table.all[&CHUNK].version), ("VX", Version(6)));
+
+    for status in [Status::CRC, Status::NOTDONE, Status::WRONGVERSION] {
+        let mut scene = damaged(&[0, 1], NOW - 20);
+        scene.tick();
+        scene.effects.clear();
+        scene.answer(0, Answered::SetVersion, status);
+        assert_eq!((scene.picture(2).as_str(), scene.table.all[&CHUNK].version), ("XX", Version(5)));
+        scene.chunks.expect_rescue(CHUNK, NOW - 20);
+        assert_eq!(scene.tick(), [(1, set_version(5, 5))], "each copy has one chance");
+        scene.answer(1, Answered::SetVersion, status);
+        scene.chunks.expect_rescue(CHUNK, NOW - 20);
+        assert_eq!(scene.tick(), []);
+        assert_eq!(scene.chunks.locations(CHUNK, Ip4(9), NOW), Err(Status::CHUNKLOST));
+    }
+
+    let mut scene = damaged(&[0], NOW - 20);
+    scene.tick();
+    assert!(!scene.sent().iter().any(|(_, command)| matches!(command, Command::SetVersion { .. })), "one is good");
+    let mut scene = damaged(&[0, 1], NOW - 20);
+    scene.chunks.set_absent_servers(1, 0);
+    assert_eq!(scene.tick(), [], "an absent server may have a good one");
 }
 
 #[test]
