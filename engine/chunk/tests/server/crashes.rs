@@ -117,11 +117,17 @@ impl ChunkModel {
         self.cut_in = None;
         self.version = version;
         for block in 0..BLOCKS {
-            let mut content = self.blocks[block].last().unwrap().clone();
-            let keep = length.map_or(BLOCK, |length| length.saturating_sub(block * BLOCK).min(BLOCK));
-            content[keep..].fill(0);
+            let content = self.after_cut(block, length.unwrap_or(BLOCKS * BLOCK));
             self.set(block, content);
         }
+    }
+
+    /// What the block should hold once the chunk is cut to `length`.
+    fn after_cut(&self, block: usize, length: usize) -> Vec<u8> {
+        let mut content = self.blocks[block].last().unwrap().clone();
+        let keep = length.saturating_sub(block * BLOCK).min(BLOCK);
+        content[keep..].fill(0);
+        content
     }
 }
 
@@ -292,6 +298,13 @@ fn begin_change(model: &Model, id: u64, length: Option<usize>) -> (u32, u32) {
     let chunk = model.get_mut(&id).unwrap();
     chunk.changing = Some((chunk.version + 1, length));
     chunk.cut_in = length.map(|length| length / BLOCK);
+    if let Some(length) = length {
+        // A power cut may keep what was cut and lose the new version.
+        for block in 0..BLOCKS {
+            let content = chunk.after_cut(block, length);
+            chunk.history[block].push(content);
+        }
+    }
     (chunk.version, chunk.version + 1)
 }
 
