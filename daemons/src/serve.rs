@@ -5,6 +5,7 @@ use std::fmt::Display;
 use ring::channel::{self, Receiver};
 use ring::{DriverChoice, Options, Ring};
 use tracing::info;
+use wire::MetaId;
 
 use crate::chunkserver as chunkserver_shell;
 use crate::config::Config;
@@ -27,6 +28,14 @@ pub struct MetadataDecisions {
     /// Go on without the changes from this version on; a start that was refused names it
     #[arg(long, value_name = "VERSION")]
     pub lose_changes_from: Option<u64>,
+    /// Become the file system with this id (16 hex digits), although the data folder was another's
+    #[arg(long, value_name = "METAID", value_parser = metaid)]
+    pub accept_metaid: Option<MetaId>,
+}
+
+fn metaid(text: &str) -> Result<MetaId, String> {
+    let number = u64::from_str_radix(text, 16).map_err(|_| "16 hex digits are expected".to_owned())?;
+    Ok(MetaId(number))
 }
 
 /// Run a master until it is told to stop. Errors: why it cannot start, or cannot go on.
@@ -34,6 +43,7 @@ pub fn master(daemon: Daemon, decisions: MetadataDecisions) -> Result<(), String
     let settings = master_shell::Settings {
         new_file_system: decisions.new_file_system,
         lose_changes_from: decisions.lose_changes_from,
+        accept_metaid: decisions.accept_metaid,
         ..master_shell::Settings::from_config(&daemon.config)?
     };
     on_a_ring(&daemon, MASTER_BUFFERS, move |ring, wishes, ready| master_shell::run(ring, settings, wishes, ready))

@@ -136,7 +136,7 @@ async fn recover(
             end: found.end,
         });
     }
-    let known = known(ring, folder, &facts).await;
+    let known = known(ring, settings).await;
     let plan = plan(&facts, &journals, &known, settings.lose_changes_from)
         .map_err(|refusal| MasterError::Recovery(format!("the metadata cannot be recovered: {refusal}")))?;
     for remark in &plan.remarks {
@@ -179,8 +179,9 @@ async fn recover(
         }
     }
     let now = u32::try_from(ring.wall_micros() / 1_000_000).unwrap_or(u32::MAX);
-    if applied > 0 || !plan.remarks.is_empty() || image != BACK {
-        if image == CLEAN && applied == 0 && plan.remarks.is_empty() {
+    let as_left = applied == 0 && plan.remarks.is_empty() && settings.accept_metaid.is_none();
+    if !as_left || image != BACK {
+        if image == CLEAN && as_left {
             gone_is_fine(ring.rename(&folder.join(CLEAN), &folder.join(BACK)).await)?;
             ring.sync_dir(folder).await?;
         } else {
@@ -192,17 +193,17 @@ async fn recover(
     Ok(Loaded { namespace, journal_version, deleted_chunks, unfinished_chunks: unfinished })
 }
 
-/// How far the metadata of this folder came before, if they are of the same file system. Design: an older image than
-/// the cluster has seen is refused.
-async fn known(ring: &Ring, folder: &Path, facts: &[ImageFacts]) -> Known {
-    let Ok(bytes) = ring.read_file(&folder.join(SEEN)).await else { return Known::default() };
+/// Which file system's folder this is, and how far its metadata came before. Design: an older image than the cluster
+/// has seen, or one of another cluster, is refused.
+async fn known(ring: &Ring, settings: &Settings) -> Known {
+    let Ok(bytes) = ring.read_file(&settings.data_path.join(SEEN)).await else { return Known::default() };
     let text = String::from_utf8_lossy(&bytes).into_owned();
     let mut words = text.split_whitespace();
-    let (metaid, version) = (words.next().unwrap_or(""), words.next().and_then(|word| word.parse().ok()));
-    let same = |facts: &ImageFacts| facts.header.is_some_and(|header| header.meta_id.to_string() == metaid);
-    match version {
-        Some(version_seen) if facts.iter().any(same) => Known { meta_id: None, version_seen },
-        _ => Known::default(),
+    let meta_id = words.next().and_then(|word| u64::from_str_radix(word, 16).ok()).map(MetaId);
+    let version_seen = words.next().and_then(|word| word.parse().ok()).unwrap_or(0);
+    match settings.accept_metaid {
+        Some(accepted) if meta_id != Some(accepted) => Known { meta_id: Some(accepted), version_seen: 0 },
+        _ => Known { meta_id, version_seen },
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use meta::Policy;
 use meta::chunks;
 use tracing::warn;
+use wire::MetaId;
 
 use crate::config::{self, Config};
 
@@ -25,6 +26,8 @@ pub struct Settings {
     pub new_file_system: bool,
     /// Changes from this version on may be lost: a person said so after a refused start.
     pub lose_changes_from: Option<u64>,
+    /// An image of this file system may take the place of another's: a person said so after a refused start.
+    pub accept_metaid: Option<MetaId>,
     /// Old journal files kept. BACK_LOGS.
     pub journals_kept: u32,
     /// Old images kept. BACK_META_KEEP_PREVIOUS.
@@ -72,6 +75,7 @@ impl Default for Settings {
             client_address: any(9421),
             new_file_system: false,
             lose_changes_from: None,
+            accept_metaid: None,
             journals_kept: 50,
             images_kept: 1,
             image_every_hours: 1,

@@ -81,6 +81,14 @@ impl Scene {
         *self.running.borrow_mut() = Some(handle);
     }
 
+    /// Starts a master that must refuse. Returns its reason.
+    fn refused_start(&self) -> String {
+        let settings = self.settings.clone();
+        let (_sender, wishes) = ring::channel::channel();
+        let refused = self.world.run(self.master, |ring| run(ring, settings, wishes, || ())).unwrap();
+        refused.expect_err("the start is refused").to_string()
+    }
+
     fn crash_and_restart(&self) {
         self.world.crash(self.master);
         self.world.run_for(Duration::from_millis(100));
@@ -677,14 +685,35 @@ fn metadata_older_than_those_seen_before_are_refused_until_a_person_decides() {
         })
         .unwrap();
     copy(&scene, "/data/old", "/data/metadata.mfs");
-    let settings = scene.settings.clone();
-    let (_sender, wishes) = ring::channel::channel();
-    let refused = scene.world.run(scene.master, |ring| run(ring, settings, wishes, || ())).unwrap();
-    let text = refused.expect_err("an older image is refused").to_string();
+    let text = scene.refused_start();
     let (_, version) = text.split_once("--lose-changes-from=").expect("the way out is named");
     let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
     scene.settings.lose_changes_from = Some(digits.parse().unwrap());
     scene.start();
     let found = scene.play(22, |ring| async move { Peer::mount(&ring).await.lookup("file").await.is_ok() });
     assert!(!found, "what was given up is gone");
+}
+
+#[test]
+fn metadata_of_another_file_system_are_refused_until_a_person_decides() {
+    let mut scene = Scene::new(15);
+    scene.play(21, |ring| async move { Peer::mount(&ring).await.create("file").await.unwrap() });
+    scene.stop();
+    // What this folder was before: another file system, and further on.
+    scene
+        .world
+        .run(scene.master, |ring| async move {
+            let seen = b"00000000000000A7 1000\n".to_vec();
+            ring.write_file_durably(Path::new("/data/.metadata.seen"), 0o644, seen).await.unwrap();
+        })
+        .unwrap();
+    let text = scene.refused_start();
+    let (_, found) = text.split_once("--accept-metaid=").expect("the way out is named");
+    scene.settings.accept_metaid = Some(MetaId(u64::from_str_radix(&found[..16], 16).unwrap()));
+    scene.start();
+    scene.stop();
+    scene.settings.accept_metaid = None;
+    scene.start();
+    let found = scene.play(22, |ring| async move { Peer::mount(&ring).await.lookup("file").await.is_ok() });
+    assert!(found);
 }
