@@ -8,7 +8,6 @@
 //! | [`load`] | doing it to a chunkserver, on a ring |
 //! | [`replies`] | what a chunkserver sends back, parsed where it lies |
 //! | [`content`] | the bytes that are written, and who wrote what |
-//! | [`master`] | the master's side, as far as a chunkserver needs one |
 //! | [`subject`] | the chunkservers of one kind, their files and their use of the machine |
 //! | [`fio`] | the same job by fio, on plain files |
 //! | [`figures`] | medians, tables, JSON |
@@ -19,6 +18,5 @@ pub mod figures;
 pub mod fio;
 pub mod job;
 pub mod load;
-pub mod master;
 pub mod replies;
 pub mod subject;

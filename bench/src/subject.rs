@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use mooring_tests::cluster::{CSSERV_PORT, Kind, MATOCS_PORT};
 use mooring_tests::copies;
 use mooring_tests::daemon::Daemon;
+use mooring_tests::master::Master;
 use mooring_tests::namespace::{MASTER, chunkserver_address};
 use mooring_tests::wait::comes_true;
 
 use crate::job::CHAIN_MAX;
-use crate::master::Master;
 
 /// How long a server may take to start, register or end.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -9,7 +9,9 @@
 //! |---|---|
 //! | [`cluster`] | a master, its chunkservers and mounts: start, stop, kill, swap one kind for the other |
 //! | [`daemon`] | one child process: its log, its end, its CPU time, its connections |
+//! | [`drill`] | one chunkserver, killed again and again under load, and a model of what must be there |
 //! | [`fuzz`] | a target for every decoder of bytes from outside, and what feeds them |
+//! | [`master`] | the master's side of a chunkserver's life, for servers that are driven directly |
 //! | [`namespace`] | the network in which a cluster lives |
 //! | [`simulation`] | a whole cluster in a simulated world, under faults |
 //! | [`tree`] | folders full of everything a file system must keep, and how two of them differ |
@@ -22,7 +24,9 @@
 pub mod cluster;
 pub mod copies;
 pub mod daemon;
+pub mod drill;
 pub mod fuzz;
+pub mod master;
 pub mod namespace;
 pub mod need;
 pub mod simulation;

@@ -19,10 +19,10 @@ use bench::figures::{FIO, Figures, IDLE, PEAK, Sample};
 use bench::fio::Fio;
 use bench::job::{CHAIN_MAX, Job, Op, Order, State};
 use bench::load::{self, Outcome, Plan};
-use bench::master::Master;
 use bench::subject::{Description, Subject};
 use clap::Parser;
 use mooring_tests::cluster::{Kind, MATOCS_PORT};
+use mooring_tests::master::Master;
 use mooring_tests::namespace::{MASTER, Namespace};
 use mooring_tests::need::{Need, have};
 use wire::ChunkId;
@@ -195,7 +195,7 @@ impl Run<'_> {
             let bench = &mut self.benches[number];
             bench.chunks = chunks;
             for server in bench.subject.addresses() {
-                self.master.create(*server.ip(), &bench.chunks)?;
+                self.master.create(*server.ip(), &bench.chunks, load::VERSION)?;
             }
             let whole = Duration::from_secs(600);
             bench.load(&job, &bench.chunks, whole, 0, false, &self.blocks)?;
@@ -253,7 +253,7 @@ impl Run<'_> {
             }
             State::New => {
                 for server in &servers {
-                    master.create(*server.ip(), &made)?;
+                    master.create(*server.ip(), &made, load::VERSION)?;
                 }
             }
             State::Over => {}
