@@ -7,6 +7,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`chunkfile`] | chunk files on a disk: whether one is sound, and how to spoil it |
 //! | [`cluster`] | a master, its chunkservers and mounts: start, stop, kill, swap one kind for the other |
 //! | [`daemon`] | one child process: its log, its end, its CPU time, its connections |
 //! | [`drill`] | one chunkserver, killed again and again under load, and a model of what must be there |
@@ -21,6 +22,7 @@
 //! | [`workload`] | random work through the client library with a model that remembers every byte |
 #![forbid(unsafe_code)]
 
+pub mod chunkfile;
 pub mod cluster;
 pub mod copies;
 pub mod daemon;
