@@ -23,7 +23,7 @@ const FILES_MAX: usize = 12;
 const REGION_BYTES_MAX: usize = 170_000;
 
 const READ: OpenFlags = OpenFlags { read: true, write: false, append: false, truncate: false };
-const READ_WRITE: OpenFlags = OpenFlags { read: true, write: true, append: false, truncate: false };
+pub(crate) const READ_WRITE: OpenFlags = OpenFlags { read: true, write: true, append: false, truncate: false };
 
 /// A promise that the file system broke, in a sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,13 +8,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use mooring_tests::simulation::{Outcome, run};
+use mooring_tests::simulation::{Outcome, lights_out, run};
 use mooring_tests::workload::Broken;
 
 const SEEDS_BY_DEFAULT: u64 = 10;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
+}
+
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    // The other test of this file may have been first.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().try_init();
 }
 
 /// A panic inside the world is a broken promise too.
@@ -29,9 +36,7 @@ fn outcome_of(seed: u64) -> Result<Outcome, Broken> {
 #[test]
 fn nothing_acknowledged_is_lost_whatever_breaks() {
     if let Some(seed) = number("MOORING_SIM_SEED") {
-        let filter = tracing_subscriber::EnvFilter::try_from_default_env();
-        let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+        log_to_stderr();
         let outcome = outcome_of(seed);
         println!("seed {seed}: {outcome:?}");
         assert!(outcome.is_ok(), "seed {seed}: {outcome:?}");
@@ -90,4 +95,22 @@ fn the_same_seed_goes_the_same_way() {
     let [first, second] = [3, 3].map(outcome_of);
     assert_eq!(first, second);
     assert!(first.is_ok_and(|outcome| outcome.virtual_time > Duration::from_secs(1)));
+}
+
+#[test]
+fn what_fsync_confirmed_outlives_a_power_cut_of_every_server() {
+    let (first, count) = match number("MOORING_SIM_SEED") {
+        Some(seed) => {
+            log_to_stderr();
+            (seed, 1)
+        }
+        None => {
+            let count = number("MOORING_SIM_SEEDS").map_or(SEEDS_BY_DEFAULT, |count| count / 10 + 1);
+            (number("MOORING_SIM_FIRST").unwrap_or(1), count)
+        }
+    };
+    let broken: Vec<String> = (first..first + count)
+        .filter_map(|seed| lights_out(seed).err().map(|Broken(sentence)| format!("seed {seed}: {sentence}")))
+        .collect();
+    assert!(broken.is_empty(), "{} of {count} seeds broke the promise:\n{}", broken.len(), broken.join("\n"));
 }

@@ -131,6 +131,8 @@ MFS options:
     -o mfstimeout=N         seconds after which an operation fails (default: 0, never)
     -o mfserroronlostchunk, mfserroronnospace
                             fail at once instead of trying again
+    -o mfsserverfsync       fsync returns when the chunkservers have the data, as MooseFS's does (default: when
+                            their devices have it, where the chunkserver is Mooring's)
     -o mfscachemode=MODE    AUTO (default), YES, NO or DIRECT
     -o mfsattrcacheto=S, mfsentrycacheto=S, mfsdirentrycacheto=S, mfsnegentrycacheto=S, mfsxattrcacheto=S,
        mfsgroupscacheto=S, mfsreaddirplusminto=S

@@ -22,7 +22,7 @@ use crate::store::Store;
 /// What MODULE_INFO says we are. Spec 10, 2.
 pub(crate) const MODULE_CHUNKSERVER: u8 = 2;
 /// What we speak beyond the protocol of 3.0.117, as told to peers that ask for `MOORING_EXTENSIONS`.
-const EXTENSIONS: &[u8] = b"mooring";
+const EXTENSIONS: &[u8] = wire::SYNC_EXTENSION.as_bytes();
 /// The file in which the master's names for us and for the file system are kept. Spec 40, 4.
 const IDENTITY_FILE: &str = "chunkserverid.mfs";
 /// Sessions are told apart by the servers behind them, up to this number, when buffers are short.

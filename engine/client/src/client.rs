@@ -183,10 +183,10 @@ impl Client {
         flushed
     }
 
-    /// All written data of the file is acknowledged by every copy.
+    /// All written data of the file is acknowledged by every copy, and on its device; see `Settings::durable_fsync`.
     pub async fn fsync(&self, handle: Handle) -> Result<(), Errno> {
         let open = self.0.files.open(handle)?;
-        self.0.flush_file(&open.file).await
+        self.0.sync_file(&open.file).await
     }
 
     /// Last close: flushes what is left, drops left-over locks of the handle, forgets it. `flock_owner`: drop this

@@ -10,7 +10,9 @@ use std::rc::Rc;
 use ring::local::Semaphore;
 use wire::{AmtimeEntry, Attr, Inode, NodeKind};
 
+use crate::locations::ChunkLocation;
 use crate::readahead::Reader;
+use crate::sync::{Unsynced, UnsyncedChunk};
 use crate::types::{Handle, OpenFlags};
 use crate::write::Dirty;
 use crate::{Errno, Event};
@@ -28,6 +30,9 @@ pub(crate) struct File {
     /// The first write error; kept until the last handle goes. Spec 72, 5.3.
     pub(crate) error: Cell<Option<Errno>>,
     pub(crate) dirty: Dirty,
+    /// Chunks that were written and not put on a device since; see `sync`.
+    unsynced: RefCell<Unsynced>,
+    noted: Cell<u64>,
     handles: Cell<u32>,
     /// Read-ahead of every handle, so that changes reach them all.
     readers: RefCell<Vec<Rc<Reader>>>,
@@ -37,6 +42,25 @@ impl File {
     /// The length that this client's processes see: unsent data counts.
     pub(crate) fn length(&self) -> u64 {
         self.master_length.get().max(self.dirty.end())
+    }
+
+    /// Some of the chunk was acknowledged: the next `fsync` has to do with it.
+    pub(crate) fn note_unsynced(&self, index: u32, location: ChunkLocation) {
+        let mut unsynced = self.unsynced.borrow_mut();
+        self.noted.set(self.noted.get() + 1);
+        unsynced.insert(index, UnsyncedChunk { location, noted: self.noted.get() });
+    }
+
+    pub(crate) fn unsynced(&self) -> Unsynced {
+        self.unsynced.borrow().clone()
+    }
+
+    /// The devices have the chunk as it was noted then.
+    pub(crate) fn is_synced(&self, index: u32, noted: u64) {
+        let mut unsynced = self.unsynced.borrow_mut();
+        if unsynced.get(&index).is_some_and(|chunk| chunk.noted == noted) {
+            unsynced.remove(&index);
+        }
     }
 
     /// The master has told something about this file.
@@ -76,7 +100,13 @@ pub(crate) struct Files {
     /// References that the kernel holds.
     kernel: RefCell<BTreeMap<Inode, u64>>,
     times: RefCell<BTreeMap<Inode, Times>>,
+    /// Of files that were closed: whoever opens one again and calls `fsync` means these writes, too.
+    unsynced: RefCell<BTreeMap<Inode, Unsynced>>,
 }
+
+/// Closed files whose unsynced chunks are remembered. By the time that so many more were written, servers and systems
+/// have put the first ones on their devices by themselves.
+const UNSYNCED_CLOSED_MAX: usize = 50_000;
 
 /// Times that the master has not been told often enough. 0: none. Spec 30, 5.3.
 #[derive(Clone, Copy, Default)]
@@ -101,6 +131,8 @@ impl Files {
                 notices: Cell::new(0),
                 error: Cell::new(None),
                 dirty: Dirty::default(),
+                unsynced: RefCell::new(self.unsynced.borrow_mut().remove(&inode).unwrap_or_default()),
+                noted: Cell::new(0),
                 handles: Cell::new(0),
                 readers: RefCell::default(),
             })
@@ -114,6 +146,14 @@ impl Files {
         file.handles.set(file.handles.get() - 1);
         if file.handles.get() == 0 {
             self.files.borrow_mut().remove(&file.inode);
+            let unsynced = file.unsynced();
+            if !unsynced.is_empty() {
+                let mut closed = self.unsynced.borrow_mut();
+                if closed.len() >= UNSYNCED_CLOSED_MAX {
+                    closed.pop_first(); // inodes are given out in order: likely the oldest
+                }
+                closed.insert(file.inode, unsynced);
+            }
         }
     }
 

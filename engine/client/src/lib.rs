@@ -40,6 +40,7 @@ mod readahead;
 mod retry;
 mod session;
 mod settings;
+mod sync;
 mod types;
 mod write;
 

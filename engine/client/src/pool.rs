@@ -52,6 +52,8 @@ struct State {
     /// Operations of this client under way per server.
     load: BTreeMap<SocketAddrV4, u32>,
     failed: BTreeMap<SocketAddrV4, Instant>,
+    /// Servers that were asked whether they put chunks on their device when told to.
+    can_sync: BTreeMap<SocketAddrV4, bool>,
 }
 
 struct Idle {
@@ -101,10 +103,20 @@ impl Pool {
         let mut state = self.state.borrow_mut();
         state.failed.retain(|_, at| now - *at < DISTRUST_SPAN);
         state.failed.insert(address, now);
+        state.can_sync.remove(&address); // another program may come up there
         // What is parked there is likely dead too.
         if let Some(idle) = state.idle.remove(&address) {
             state.idle_count -= idle.len();
         }
+    }
+
+    /// Whether the server has the extension `sync`, if it was asked.
+    pub(crate) fn can_sync(&self, address: SocketAddrV4) -> Option<bool> {
+        self.state.borrow().can_sync.get(&address).copied()
+    }
+
+    pub(crate) fn note_can_sync(&self, address: SocketAddrV4, can_sync: bool) {
+        self.state.borrow_mut().can_sync.insert(address, can_sync);
     }
 
     /// A parked connection, or a new one. Errors: nobody answers within `patience`.

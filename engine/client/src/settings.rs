@@ -32,6 +32,9 @@ pub struct Settings {
     pub error_on_no_space: bool,
     /// Fail at once with ENXIO when a chunk has no copy. Default: retry.
     pub error_on_lost_chunk: bool,
+    /// `fsync` waits for the devices of all copies, on servers that can be asked for it (Mooring's); else it returns
+    /// when their servers have the data, as MooseFS's mount does.
+    pub durable_fsync: bool,
     /// Sent with MKDIR: a new folder inherits the sgid bit. Spec 72, 1.3.
     pub mkdir_copies_sgid: bool,
     /// Return from `Client::connect` before the master has answered; operations then wait for it.
@@ -56,6 +59,7 @@ impl Settings {
             read_ahead_unit_bytes: 1 << 20,
             error_on_no_space: false,
             error_on_lost_chunk: false,
+            durable_fsync: true,
             mkdir_copies_sgid: true,
             delayed_init: false,
             meta: false,

@@ -444,6 +444,9 @@ impl Inner {
             writer.granted.replace(Some(location.clone()));
             let session = Session::new(self, file, writer, &location);
             let outcome = session.run().await;
+            if session.acknowledged_end.get() > 0 {
+                file.note_unsynced(writer.index, location.clone());
+            }
             (outcome, session.acknowledged_end.get())
         };
         writer.put_back();

@@ -89,6 +89,16 @@ impl Ring {
         self.open(path, OpenHow::read()).await?.sync().await
     }
 
+    /// Puts everything that the file system around `path` holds in memory on its device: syncfs(2). Errors: also those
+    /// of writes that happened in the background since the last time.
+    pub async fn sync_file_system(&self, path: &Path) -> io::Result<()> {
+        if let Some(world) = &self.core.sim {
+            return world.borrow_mut().sync_file_system(self.node, path);
+        }
+        let path = path.to_owned();
+        self.run_blocking(move || calls::sync_file_system(&std::fs::File::open(path)?)).await
+    }
+
     /// The whole of a small file.
     pub async fn read_file(&self, path: &Path) -> io::Result<Vec<u8>> {
         let file = self.open(path, OpenHow::read()).await?;

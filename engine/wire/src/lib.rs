@@ -10,6 +10,7 @@ pub mod any;
 pub mod chunkserver;
 pub mod codec;
 pub mod data;
+pub mod extension;
 pub mod fs;
 pub mod limits;
 pub mod metalogger;
@@ -28,6 +29,7 @@ pub use chunkserver::{
 pub use chunkserver::{CstomaRegister, MatocsMasterAck, RegisterBegin, ServerSpace};
 pub use codec::{Entry, Field, HEADER_BYTES, Header, Input, Packet, Seed, WireError};
 pub use data::*;
+pub use extension::*;
 pub use fs::*;
 pub use metalogger::{
     AntomaDownloadEnd, AntomaDownloadRequest, AntomaDownloadStart, AntomaRegister, MatoanDownloadData,

@@ -67,6 +67,7 @@ pub fn entries() -> impl Iterator<Item = &'static Entry> {
         crate::session::FORMS,
         crate::fs::PACKETS,
         crate::fs::FORMS,
+        crate::extension::PACKETS,
     ]
     .into_iter()
     .flatten()

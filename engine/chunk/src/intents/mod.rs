@@ -2,8 +2,10 @@
 //!
 //! The table of sums is written behind the data. Without the log, a crash between the two would turn a good block into
 //! a bad one. So the new sum of a block goes to the log first; at the next start the blocks that the log names are
-//! hashed, and a block that matches its table entry or a logged sum is good. One that matches neither was torn and is
-//! never served.
+//! hashed, and a block that matches its table entry or a logged sum is good. One that matches neither was torn.
+//!
+//! The log forgets a chunk only when the device, not the system alone, has its table: a checkpoint (`Store::checkpoint`)
+//! every some seconds, an `fsync` of a client, or the policy `synced` sees to that.
 //!
 //! The log is a ring of 4 KiB pages in a preallocated file beside the chunk folders. Records that come while a page is
 //! on its way are written together by the next one (group commit): a page holds 127, so a disk that takes 10 000
@@ -17,6 +19,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
+use std::time::Duration;
 
 use ring::local::{Notify, OneshotSender, oneshot};
 use ring::{Block, File, IoBufExt, OpenHow, Ring};
@@ -27,8 +30,10 @@ use record::{Intent, PAGE_BYTES, Page, RECORDS_PER_PAGE, Repair, decode_page, en
 /// Name of the log inside a volume's folder. A stock chunkserver does not look at it.
 pub(crate) const LOG_NAME: &str = ".mooring_intents";
 
-/// Pages of the ring: 4 MiB.
-const PAGES: u64 = 1024;
+/// Pages of the ring: 8 MiB.
+const PAGES: u64 = 2048;
+/// See `follow_loop`.
+const LAG_MAX: Duration = Duration::from_millis(200);
 /// Bytes of the ring.
 const LOG_BYTES: u64 = PAGES * PAGE_BYTES as u64;
 /// Pages written at a time: one pool buffer full.
@@ -39,6 +44,8 @@ const _: () = assert!(BUFFER_BYTES == ring::PAYLOAD_BYTES && LOG_BYTES.is_multip
 
 pub(crate) struct IntentLog {
     ring: Ring,
+    /// Pages are written durably.
+    synced: bool,
     file: File,
     state: RefCell<State>,
     /// Something waits to be committed.
@@ -58,6 +65,10 @@ struct State {
     lazy: Vec<Intent>,
     /// Per chunk, first and last page with records that its table on disk may not cover.
     unsettled: BTreeMap<ChunkId, (u64, u64)>,
+    /// Chunks whose table the system has, and the page before which it covers all records; the device may not have it.
+    written: BTreeMap<ChunkId, u64>,
+    /// Pages that the device may not have.
+    has_undurable: bool,
     broken: bool,
 }
 
@@ -89,6 +100,7 @@ impl IntentLog {
         let next = pages.iter().map(|page| page.sequence + 1).max().unwrap_or(0);
         let log = IntentLog {
             ring: ring.clone(),
+            synced,
             file,
             state: RefCell::new(State { next, ..State::default() }),
             pending: Notify::new(),
@@ -120,7 +132,60 @@ impl IntentLog {
         self.state.borrow().next
     }
 
-    /// The chunk's table on disk covers all its records on pages before `before`.
+    /// The system has the chunk's table, which covers all its records on pages before `before`.
+    pub(crate) fn table_written(&self, id: ChunkId, before: u64) {
+        let mut state = self.state.borrow_mut();
+        if state.unsettled.contains_key(&id) {
+            state.written.insert(id, before);
+        }
+    }
+
+    /// What `table_written` has told of one chunk, to be given to `tables_are_durable`.
+    pub(crate) fn table_written_of(&self, id: ChunkId) -> Option<(ChunkId, u64)> {
+        self.state.borrow().written.get(&id).map(|before| (id, *before))
+    }
+
+    /// As `table_written_of`, of all chunks.
+    pub(crate) fn tables_written(&self) -> Vec<(ChunkId, u64)> {
+        self.state.borrow().written.iter().map(|(id, before)| (*id, *before)).collect()
+    }
+
+    /// The device has what these tables and their blocks were when the list was made.
+    pub(crate) fn tables_are_durable(&self, written: impl IntoIterator<Item = (ChunkId, u64)>) {
+        for (id, before) in written {
+            let mut state = self.state.borrow_mut();
+            if state.written.get(&id) == Some(&before) {
+                state.written.remove(&id);
+            }
+            drop(state);
+            self.settle(id, before);
+        }
+    }
+
+    /// The device has all pages that were written until now. Errors: the disk's.
+    pub(crate) async fn make_durable(&self) -> io::Result<()> {
+        if !std::mem::take(&mut self.state.borrow_mut().has_undurable) {
+            return Ok(());
+        }
+        let synced = self.file.datasync().await;
+        if synced.is_err() {
+            self.state.borrow_mut().has_undurable = true;
+        }
+        synced
+    }
+
+    /// Keeps a log whose pages are not written durably (files go through the page cache) at most this far behind: the
+    /// system writes files back seconds later, and until then a power cut takes their pages and the log's alike.
+    pub(crate) async fn follow_loop(self: Rc<Self>) {
+        loop {
+            self.ring.sleep(LAG_MAX).await;
+            if let Err(error) = self.make_durable().await {
+                tracing::error!("the intent log cannot be synced: {error}");
+            }
+        }
+    }
+
+    /// The chunk's table on the device covers all its records on pages before `before`.
     pub(crate) fn settle(&self, id: ChunkId, before: u64) {
         let mut state = self.state.borrow_mut();
         let Some((first, last)) = state.unsettled.get_mut(&id) else { return };
@@ -245,6 +310,7 @@ impl IntentLog {
             if result.is_err() {
                 return (result, buffer);
             }
+            self.state.borrow_mut().has_undurable |= !self.synced;
         }
         (Ok(()), buffer)
     }

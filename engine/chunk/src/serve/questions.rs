@@ -4,8 +4,9 @@ use wire::types::Rest;
 use wire::{
     AntoanConfigValue, AntoanGetConfig, AntoanGetVersion, AntoanVersion, AntoanVersionWithId, AntoclModuleInfo,
     AntoclModuleInfoWithId, AntocsGetChunkBlocks, AntocsGetChunkChecksum, AntocsGetChunkChecksumTab, ChunkId,
-    CltoanModuleInfo, CltocsHddList, Crc, CstoanChunkBlocks, CstoanChunkChecksum, CstoanChunkChecksumError,
-    CstoanChunkChecksumTab, CstoanChunkChecksumTabError, CstoclHddList, Header, Packet, Status, Version, VersionWord,
+    CltoanModuleInfo, CltocsHddList, CltocsSyncChunk, Crc, CstoanChunkBlocks, CstoanChunkChecksum,
+    CstoanChunkChecksumError, CstoanChunkChecksumTab, CstoanChunkChecksumTabError, CstoclHddList, CstoclSyncChunk,
+    Header, Packet, Status, Version, VersionWord,
 };
 
 use super::{Connection, Hangup};
@@ -41,6 +42,11 @@ impl Connection {
             CltoanModuleInfo::TYPE => {
                 let CltoanModuleInfo { msgid } = self.control(header).await?;
                 module_info(&server, msgid)
+            }
+            CltocsSyncChunk::TYPE => {
+                let CltocsSyncChunk { chunkid, version } = self.control(header).await?;
+                let work = sync_chunk(&server, chunkid, version);
+                CstoclSyncChunk { chunkid, status: self.working(true, work).await? }.encode()
             }
             CltocsHddList::TYPE => {
                 self.control::<CltocsHddList>(header).await?;
@@ -79,6 +85,14 @@ pub(crate) async fn chunk_checksum_tab(server: &Server, question: &AntocsGetChun
             CstoanChunkChecksumTab { chunkid, version, table }.encode()
         }
         Err(error) => CstoanChunkChecksumTabError { chunkid, version, status: error.status() }.encode(),
+    }
+}
+
+async fn sync_chunk(server: &Server, id: ChunkId, version: Version) -> Status {
+    let Some(_job) = server.begin_job() else { return ChunkError::Busy.status() };
+    match server.store.sync_chunk(id, version).await {
+        Ok(()) => Status::OK,
+        Err(error) => error.status(),
     }
 }
 

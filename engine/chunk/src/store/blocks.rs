@@ -255,12 +255,14 @@ impl Store {
         self.sync_if_asked(chunk, &view.file).await
     }
 
-    /// Under the policy `synced`: returns when the device has all that was written to the file until now. Those who
-    /// wait at the same time share a flush.
+    /// Under the policy `synced`: as `flush`.
     pub(super) async fn sync_if_asked(&self, chunk: &Chunk, file: &File) -> Result<(), ChunkError> {
-        if !self.settings.is_synced() {
-            return Ok(());
-        }
+        if self.settings.is_synced() { self.flush(chunk, file).await } else { Ok(()) }
+    }
+
+    /// Returns when the device has all that was written to the file until now. Those who wait at the same time share a
+    /// flush.
+    pub(super) async fn flush(&self, chunk: &Chunk, file: &File) -> Result<(), ChunkError> {
         let mine = chunk.writes_ended.get() + 1;
         chunk.writes_ended.set(mine);
         let _flushing = chunk.sync_lock.enqueue(Hold::Exclusive).await;
@@ -376,7 +378,10 @@ impl Store {
             return Err(error);
         }
         if let Some(log) = &volume.intents {
-            log.settle(chunk.id, settled_before);
+            log.table_written(chunk.id, settled_before);
+            if self.settings.is_synced() {
+                log.tables_are_durable([(chunk.id, settled_before)]);
+            }
         }
         Ok(())
     }

@@ -16,6 +16,8 @@ use crate::volume::{Found, OperationCounter, Volume, VolumeState, open_volume, s
 
 /// How often the background looks at everything.
 const BEAT: Duration = Duration::from_secs(1);
+/// Beats between two checkpoints.
+const CHECKPOINT_BEATS: u32 = 10;
 /// Beats between two looks at the disks' space. Spec 21, 8.2.
 const SPACE_BEATS: u32 = 60;
 
@@ -60,6 +62,7 @@ impl Store {
         self.volumes.borrow_mut().push(volume.clone());
         if let Some(log) = &volume.intents {
             self.ring.spawn(log.clone().commit_loop());
+            self.ring.spawn(log.clone().follow_loop());
             self.ring.spawn(self.clone().relieve_log(volume.clone()));
         }
         let after_crash = !repairs.is_empty();
@@ -117,8 +120,13 @@ impl Store {
                     Some(chunk) => {
                         let _ = self.write_table_anyway(&chunk).await; // reported there
                     }
-                    None => log.settle(id, log.next_page()), // closed, for which its table was written
+                    None => log.table_written(id, log.next_page()), // closed, for which its table was written
                 }
+            }
+            if let Err(error) = self.checkpoint(&volume).await {
+                tracing::error!("{}: cannot be synced: {error}", volume.folder.display());
+                self.reports.disk_error();
+                self.ring.sleep(BEAT).await;
             }
             self.ring.sleep(Duration::from_millis(1)).await;
         }
@@ -131,6 +139,9 @@ impl Store {
             self.ring.sleep(BEAT).await;
             beat = beat.wrapping_add(1);
             self.close_idle().await;
+            if beat.is_multiple_of(CHECKPOINT_BEATS) {
+                self.checkpoint_all().await;
+            }
             if beat.is_multiple_of(SPACE_BEATS) {
                 self.refresh_space().await;
                 self.remove_duplicates().await;
@@ -225,10 +236,12 @@ impl Store {
             }
         }
         let volumes = self.volumes.borrow().clone();
-        for log in
-            volumes.iter().filter(|volume| volume.is_usable() && sound).filter_map(|volume| volume.intents.as_ref())
-        {
-            log.finish().await;
+        for volume in volumes.iter().filter(|volume| volume.is_usable() && sound) {
+            match (self.checkpoint(volume).await, &volume.intents) {
+                (Ok(()), Some(log)) => log.finish().await,
+                (Ok(()), None) => {}
+                (Err(error), _) => tracing::error!("{}: cannot be synced: {error}", volume.folder.display()),
+            }
         }
     }
 

@@ -9,6 +9,7 @@ pub(crate) mod life;
 pub(crate) mod operations;
 pub(crate) mod recover;
 mod scratch;
+mod sync;
 mod torn;
 
 use std::cell::{Cell, RefCell};
@@ -74,6 +75,8 @@ pub(crate) struct Chunk {
     /// Writes that have ended, and how many of them the last flush covered.
     writes_ended: Cell<u64>,
     writes_synced: Cell<u64>,
+    /// The device knows the file by its present name.
+    name_is_durable: Cell<bool>,
     state: RefCell<Option<OpenFile>>,
     /// Deleted: handles that are still held lead nowhere.
     gone: Cell<bool>,
@@ -378,6 +381,7 @@ impl Chunk {
             sync_lock: Rc::default(),
             writes_ended: Cell::new(0),
             writes_synced: Cell::new(0),
+            name_is_durable: Cell::new(false),
             state: RefCell::default(),
             gone: Cell::new(false),
             write_sessions: Cell::new(0),

@@ -148,8 +148,13 @@ impl Store {
             log.record(Intent::Truncate { id: chunk.id, version: new, length_bytes, last_sum }).await?;
         }
         self.change_version(chunk, new).await?;
-        let cut = self.cut(chunk, length_bytes, last).await;
-        cut.inspect_err(|error| self.note_fault(chunk.id, &volume, error))
+        let cut = async {
+            self.cut(chunk, length_bytes, last).await?;
+            // Doing it again after a crash would cut off what is written from now on.
+            let file = chunk.state.borrow().as_ref().map(|open| open.file.clone()).ok_or(ChunkError::NoChunk)?;
+            self.flush_with_log(chunk, &file, &volume).await
+        };
+        cut.await.inspect_err(|error| self.note_fault(chunk.id, &volume, error))
     }
 
     /// The content and sum of the block inside which a cut to `length_bytes` lies; None if it lies between blocks, or
@@ -257,14 +262,16 @@ impl Store {
     /// Renames the file and rewrites the header. The caller holds the chunk alone.
     pub(super) async fn change_version(&self, chunk: &Rc<Chunk>, new: Version) -> Result<(), ChunkError> {
         self.write_table(chunk).await?;
-        let (volume, place) = {
+        let (file, volume, place) = {
             let state = chunk.state.borrow();
             let open = state.as_ref().ok_or(ChunkError::NoChunk)?;
-            (open.volume.clone(), open.place)
+            (open.file.clone(), open.volume.clone(), open.place)
         };
         if place.version == new {
             return Ok(());
         }
+        // What the log knows of a chunk ends with its version.
+        self.flush_with_log(chunk, &file, &volume).await?;
         let changed = self.rename_and_write_header(chunk, &volume, place, new).await;
         changed.inspect_err(|error| self.note_fault(chunk.id, &volume, error))
     }
@@ -288,7 +295,10 @@ impl Store {
         }
         let file = chunk.state.borrow().as_ref().map(|open| open.file.clone()).ok_or(ChunkError::NoChunk)?;
         self.sync_if_asked(chunk, &file).await?;
-        self.sync_name_if_asked(&new_path).await?;
+        // Under every policy: the master is about to call every other version outdated, so a name that a power cut
+        // takes back would make data unreachable that were on the device long before.
+        self.sync_name(&new_path).await?;
+        chunk.name_is_durable.set(true);
         let place = Place { version: new, ..place };
         self.registry.borrow_mut().insert(chunk.id, place);
         if let Some(open) = chunk.state.borrow_mut().as_mut() {
@@ -297,11 +307,16 @@ impl Store {
         Ok(())
     }
 
-    /// Under the policy `synced`: the file's name, or its absence, outlives a power cut.
+    /// Under the policy `synced`: as `sync_name`.
     async fn sync_name_if_asked(&self, path: &Path) -> io::Result<()> {
+        if self.settings.is_synced() { self.sync_name(path).await } else { Ok(()) }
+    }
+
+    /// The file's name, or its absence, outlives a power cut.
+    pub(super) async fn sync_name(&self, path: &Path) -> io::Result<()> {
         match path.parent() {
-            Some(folder) if self.settings.is_synced() => self.ring.sync_dir(folder).await,
-            _ => Ok(()),
+            Some(folder) => self.ring.sync_dir(folder).await,
+            None => Ok(()),
         }
     }
 
@@ -401,7 +416,9 @@ impl Store {
         let subfolder = new.volume.pick_subfolder();
         let path = new.volume.chunk_path(subfolder, id, version);
         self.ring.rename(&new.volume.temporary_path(id), &path).await?;
-        self.sync_name_if_asked(&path).await?;
+        if synced || self.settings.is_synced() {
+            self.sync_name(&path).await?;
+        }
         let volume = self.volumes.borrow().iter().position(|volume| Rc::ptr_eq(volume, &new.volume));
         let volume = volume.expect("volumes are never taken out of the list") as u16;
         Ok(Place { version, volume, subfolder })

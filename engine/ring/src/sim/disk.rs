@@ -376,6 +376,14 @@ impl Disk {
         Ok(())
     }
 
+    /// Makes all contents and all names durable.
+    pub(super) fn sync_all(&mut self) {
+        for inode in self.inodes.values_mut().filter(|inode| !inode.is_dir) {
+            inode.make_durable();
+        }
+        self.settle(self.pending.len());
+    }
+
     /// Makes name changes durable that were made until `time`.
     pub(super) fn settle_until(&mut self, time: u64) {
         let count = self.pending.iter().take_while(|(at, _)| *at <= time).count();

@@ -155,6 +155,16 @@ impl State {
         Ok(entries.into_iter().map(|(name, is_dir)| DirEntry { name, is_dir }).collect())
     }
 
+    pub(crate) fn sync_file_system(&mut self, node: u32, path: &Path) -> io::Result<()> {
+        let node = &mut self.nodes[node as usize];
+        if node.faults.iter().any(|(prefix, fault)| path.starts_with(prefix) && *fault == DiskFault::Syncs) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        node.disk.find(path).map_err(io::Error::from_raw_os_error)?;
+        node.disk.sync_all();
+        Ok(())
+    }
+
     pub(crate) fn space(&mut self, node: u32, path: &Path) -> io::Result<Space> {
         let disk = &self.nodes[node as usize].disk;
         disk.find(path).map_err(io::Error::from_raw_os_error)?;

@@ -94,6 +94,12 @@ pub(crate) fn space(path: &CStr) -> io::Result<libc::statvfs> {
     }
 }
 
+/// `syncfs` of the file system that holds an open file.
+pub(crate) fn sync_file_system(file: &std::fs::File) -> io::Result<()> {
+    // SAFETY: the descriptor is open while `file` lives; nothing else is passed.
+    check(unsafe { libc::syncfs(file.as_raw_fd()) }).map(drop)
+}
+
 /// Takes the write lock of a whole file (fcntl); false when another process has it.
 pub(crate) fn try_lock(fd: RawFd) -> io::Result<bool> {
     let lock = whole_file_lock();
