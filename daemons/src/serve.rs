@@ -52,8 +52,9 @@ pub fn master(daemon: Daemon, decisions: MetadataDecisions) -> Result<(), String
 /// Run a chunkserver until it is told to stop. Errors: why it cannot start, or cannot go on.
 pub fn chunkserver(daemon: Daemon) -> Result<(), String> {
     let settings = chunkserver_shell::from_config(&daemon.config)?;
+    let config_path = daemon.config_path.clone();
     on_a_ring(&daemon, CHUNKSERVER_BUFFERS, move |ring, wishes, ready| {
-        chunkserver_shell::run(ring, settings, wishes, ready)
+        chunkserver_shell::run(ring, settings, config_path, wishes, ready)
     })
 }
 

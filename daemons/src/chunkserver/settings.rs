@@ -36,12 +36,12 @@ pub fn from_config(config: &Config) -> Result<Settings, String> {
         labels: parse_labels(&config.text("LABELS", "")),
         chunks_per_register_packet: config.number::<u32>("CHUNKS_PER_REGISTER_PACKET", 10_000, 1000..=100_000) as usize,
         jobs_max: config.number("WORKERS_MAX", 250, 1..=100_000),
-        leave_space_bytes: config.size("HDD_LEAVE_SPACE_DEFAULT", 256 << 20),
+        leave_space_bytes: leave_space(config),
         files_per_subfolder_turn: config.number("HDD_RR_CHUNK_COUNT", 10_000, 1..=100_000),
         keep_duplicates: seconds("HDD_KEEP_DUPLICATES_HOURS", 168, 0..=2400) * 3600,
         disk_errors_tolerated: config.number("HDD_ERROR_TOLERANCE_COUNT", 2, 1..=10),
         disk_errors_period: seconds("HDD_ERROR_TOLERANCE_PERIOD", 600, 10..=86_400),
-        test_speed: config.float("HDD_TEST_SPEED", 1.0),
+        test_speed: test_speed(config),
         min_test_interval: seconds("HDD_MIN_TEST_INTERVAL", 86_400, 0..=u32::MAX),
         io_mode: io_mode(config)?,
         durability: durability(config)?,
@@ -51,6 +51,28 @@ pub fn from_config(config: &Config) -> Result<Settings, String> {
         options: config.values().clone(),
         ..defaults
     })
+}
+
+fn leave_space(config: &Config) -> u64 {
+    let bytes = config.size("HDD_LEAVE_SPACE_DEFAULT", 256 << 20);
+    if bytes < 64 << 20 {
+        tracing::warn!(
+            "HDD_LEAVE_SPACE_DEFAULT = {bytes} bytes: a chunk may not fit any more when a disk is that full"
+        );
+    }
+    bytes
+}
+
+/// MB/s per disk. Files of old versions say how many seconds lie between two chunks instead. Spec 21, 9.
+fn test_speed(config: &Config) -> f64 {
+    let speed = match (config.optional("HDD_TEST_SPEED"), config.number::<u32>("HDD_TEST_FREQ", 0, 0..=u32::MAX)) {
+        (None, frequency) if config.optional("HDD_TEST_FREQ").is_some() => match frequency {
+            0 => 0.0,
+            seconds => 10.0 / f64::from(seconds),
+        },
+        _ => config.float("HDD_TEST_SPEED", 1.0),
+    };
+    if speed.is_finite() { speed.clamp(0.0, 1e6) } else { 0.0 }
 }
 
 /// Octal, as people write it, with or without a leading zero.
@@ -98,4 +120,20 @@ fn resolve(host: &str) -> io::Result<Vec<Ipv4Addr>> {
             std::net::IpAddr::V6(_) => None,
         })
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_speed_of_the_test_may_come_from_its_old_option() {
+        let speed = |text: &str| test_speed(&Config::parse(text.as_bytes(), std::path::Path::new("test")));
+        assert_eq!(speed(""), 1.0);
+        assert_eq!(speed("HDD_TEST_SPEED = 2.5\n"), 2.5);
+        assert_eq!(speed("HDD_TEST_FREQ = 5\n"), 2.0);
+        assert_eq!(speed("HDD_TEST_FREQ = 0\n"), 0.0);
+        assert_eq!(speed("HDD_TEST_FREQ = 5\nHDD_TEST_SPEED = 0\n"), 0.0);
+        assert_eq!(speed("HDD_TEST_SPEED = -3\n"), 0.0);
+    }
 }

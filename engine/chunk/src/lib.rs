@@ -4,7 +4,8 @@
 //! server      start, stop, what runs beside what
 //! serve       port 9422: a connection, reads, write chains, questions;  peers  connections to other chunkservers
 //! master      port 9420: registration, reports, orders;                 replicate  a copy from another server
-//! store       volumes, registry, chunks in use: read and write a block, the operations, recovery
+//! store       volumes, registry, chunks in use: read and write a block, the operations, recovery, disks that come and go
+//! scan chunkdb  which files a disk has: its folders, and the list that a clean stop left
 //! layout sums registry folders error   pure: bytes of a chunk file, arithmetic of sums, which file is which chunk
 //! ```
 //!
@@ -14,6 +15,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::cast_possible_truncation, reason = "numbers of blocks, bytes in a chunk and sub-folders are bounded")]
 
+mod chunkdb;
 mod error;
 mod fair_lock;
 pub mod folders;
@@ -23,6 +25,7 @@ mod master;
 mod registry;
 mod replicate;
 mod reports;
+mod scan;
 mod serve;
 pub mod server;
 pub mod settings;

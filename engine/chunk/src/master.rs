@@ -17,6 +17,7 @@ use crate::error::ChunkError;
 use crate::replicate::replicate;
 use crate::serve::questions;
 use crate::server::{Identity, Server};
+use crate::settings::Settings;
 
 const CONNECT_MAX: Duration = Duration::from_secs(1);
 const NOP_AFTER: Duration = Duration::from_secs(1);
@@ -26,6 +27,14 @@ const DEFAULT_TIMEOUT_SEC: u16 = 10;
 /// How often space is looked at, and how many looks lie between two load reports. Spec 40, 6.
 const BEAT: Duration = Duration::from_secs(1);
 const LOAD_BEATS: u32 = 5;
+/// The first registration waits so long for the disks to be listed, so that the master learns of all chunks at once
+/// and orders no copies of those that are not listed yet. After a clean stop this is enough for millions; what takes
+/// longer is reported as it is found.
+const FIRST_LIST_WAIT: Duration = Duration::from_secs(10);
+/// How often it looks whether they are.
+const FIRST_LIST_LOOK: Duration = Duration::from_millis(10);
+/// What is to be reported waits so long for more of the kind.
+const REPORTS_GATHER: Duration = Duration::from_millis(20);
 /// Answers and reports that wait for the connection.
 const OUTGOING_MAX: usize = 4096;
 
@@ -43,6 +52,8 @@ enum SessionEnd {
         masters: MetaId,
     },
     Lost(String),
+    /// The settings ask for another connection.
+    Reconfigured,
     /// Another master leads, at this address; 0: ask the name again.
     Redirected(Ipv4Addr),
 }
@@ -50,35 +61,45 @@ enum SessionEnd {
 /// Connects, registers, serves, and does it again when the connection is lost; until the server stops.
 pub(crate) async fn life(server: Rc<Server>) -> LifeEnd {
     let mut redirect = None;
+    let until = server.ring.now() + FIRST_LIST_WAIT;
+    while server.store.scans_under_way() > 0 && server.ring.now() < until && !server.stopping.get() {
+        server.ring.sleep(FIRST_LIST_LOOK).await;
+    }
     loop {
         let end = match one_session(&server, redirect.take()).await {
             Ok(end) => end,
             Err(why) => SessionEnd::Lost(why),
         };
         server.master_address.set((Ip4(0), 0));
+        server.store.reports.end_listing();
         match end {
             SessionEnd::Stopped => return LifeEnd::Stopped,
             SessionEnd::ForeignMaster { ours, masters } => return LifeEnd::ForeignMaster { ours, masters },
             SessionEnd::Redirected(leader) => redirect = (!leader.is_unspecified()).then_some(leader),
             SessionEnd::Lost(why) => tracing::warn!("no connection to the master: {why}"),
+            SessionEnd::Reconfigured => {
+                tracing::info!("connecting to the master anew, as the configuration says");
+                continue;
+            }
         }
-        if nap_or_stop(&server, server.settings.master_reconnection_delay).await {
+        if nap_or_stop(&server, server.settings.get().master_reconnection_delay).await {
             return LifeEnd::Stopped;
         }
     }
 }
 
-/// True if the server stops.
+/// True if the server stops. A reload ends the nap.
 async fn nap_or_stop(server: &Server, nap: Duration) -> bool {
     let stop = server.stop.notified();
     if !server.stopping.get() {
-        let _ = server.ring.timeout(nap, stop).await; // either way the flag says it
+        let stop_or_reload = futures_util::future::select(stop, Box::pin(server.reloaded_since(server.reloads.get())));
+        let _ = server.ring.timeout(nap, stop_or_reload).await; // either way the flag says it
     }
     server.stopping.get()
 }
 
 async fn one_session(server: &Rc<Server>, redirect: Option<Ipv4Addr>) -> Result<SessionEnd, String> {
-    let settings = &server.settings;
+    let (settings, reloads_at_begin) = (server.settings.get(), server.reloads.get());
     let ip = match redirect {
         Some(ip) => ip,
         None => resolve(server).await?,
@@ -101,6 +122,7 @@ async fn one_session(server: &Rc<Server>, redirect: Option<Ipv4Addr>) -> Result<
         }),
         state: Cell::new(State::Unregistered),
         address: (Ip4::from(ip), settings.master_port),
+        reloads_at_begin,
     });
     session.say_begin(None).await;
     let end = {
@@ -109,15 +131,17 @@ async fn one_session(server: &Rc<Server>, redirect: Option<Ipv4Addr>) -> Result<
         let mut report = Box::pin(session.report().fuse());
         let mut beat = Box::pin(session.beat().fuse());
         let mut stop = Box::pin(wait_stop(server).fuse());
+        let mut reconfigured = Box::pin(session.follow_reloads(&settings).fuse());
         select_biased! {
             end = receive => end,
             why = send => SessionEnd::Lost(why),
             _ = report => SessionEnd::Lost("reports ended".to_owned()),
             _ = beat => SessionEnd::Lost("beats ended".to_owned()),
             _ = stop => SessionEnd::Stopped,
+            _ = reconfigured => SessionEnd::Reconfigured,
         }
     };
-    if matches!(end, SessionEnd::Stopped)
+    if matches!(end, SessionEnd::Stopped | SessionEnd::Reconfigured)
         && session.state.get() == State::Registered
         && session.master_version.get().at_least(3, 0, 75)
     {
@@ -139,8 +163,8 @@ async fn wait_stop(server: &Server) {
 
 /// One of the addresses of the master's name, at random. Spec 40, 10.
 async fn resolve(server: &Server) -> Result<Ipv4Addr, String> {
-    let host = server.settings.master_host.clone();
-    let resolve = server.settings.resolve;
+    let settings = server.settings.get();
+    let (host, resolve) = (settings.master_host.clone(), settings.resolve);
     let asked = host.clone();
     let addresses =
         server.ring.run_blocking(move || resolve(&asked)).await.map_err(|error| format!("{host}: {error}"))?;
@@ -165,6 +189,8 @@ struct Session {
     timeout_sec: Cell<u16>,
     state: Cell<State>,
     address: (Ip4, u16),
+    /// Reloads until this session began.
+    reloads_at_begin: u32,
 }
 
 impl Session {
@@ -173,7 +199,7 @@ impl Session {
     }
 
     async fn say_begin(&self, passcode: Option<[u8; 16]>) {
-        let settings = &self.server.settings;
+        let settings = self.server.settings.get();
         let begin = RegisterBegin {
             version: VersionWord::OURS,
             ip: Ip4::from(settings.listen_ip),
@@ -278,7 +304,7 @@ impl Session {
             MatocsMasterAck::Redirect { leader_ip } => {
                 return Ok(Some(SessionEnd::Redirected(Ipv4Addr::from(leader_ip))));
             }
-            MatocsMasterAck::Challenge(random) => match &self.server.settings.auth_code {
+            MatocsMasterAck::Challenge(random) => match &self.server.settings.get().auth_code {
                 Some(code) => self.say_begin(Some(passcode(&random, code))).await,
                 None => return Err("it asks for a password and AUTH_CODE is not set".to_owned()),
             },
@@ -287,7 +313,7 @@ impl Session {
     }
 
     fn use_timeout(&self, seconds: u16) {
-        if self.server.settings.master_timeout_sec == 0 && seconds > 0 {
+        if self.server.settings.get().master_timeout_sec == 0 && seconds > 0 {
             self.timeout_sec.set(seconds.max(DEFAULT_TIMEOUT_SEC));
         }
     }
@@ -298,9 +324,10 @@ impl Session {
         }
         self.server.master_address.set(self.address);
         if self.master_version.get().at_least(2, 1, 0) {
-            self.say(CstomaLabels { labelmask: self.server.settings.labels }.encode()).await;
+            self.say(CstomaLabels { labelmask: self.server.settings.get().labels }.encode()).await;
         }
         self.state.set(State::Listing { after: ChunkId(0) });
+        self.server.store.reports.begin_listing();
         self.list_some().await;
     }
 
@@ -308,13 +335,13 @@ impl Session {
     async fn list_some(&self) {
         let State::Listing { after } = self.state.get() else { return };
         let store = &self.server.store;
-        let part = store.registry.borrow().some_after(after, self.server.settings.chunks_per_register_packet);
+        let part = store.registry.borrow().some_after(after, self.server.settings.get().chunks_per_register_packet);
         let Some((last, _)) = part.last().copied() else {
             self.state.set(State::Registered);
             self.say(CstomaRegister::End.encode()).await;
             tracing::info!("registered with the master, version {}", self.master_version.get());
             store.report_torn();
-            store.reports.wake();
+            store.reports.allow();
             return;
         };
         self.state.set(State::Listing { after: last });
@@ -352,12 +379,31 @@ impl Session {
     async fn report(&self) {
         let reports = &self.server.store.reports;
         loop {
-            reports.wait(|| self.state.get() == State::Registered).await;
+            reports.wait().await;
+            self.server.ring.sleep(REPORTS_GATHER).await; // a scan finds thousands: they go together
             let mut packets = Vec::new();
-            reports.take_packets(&mut packets);
+            reports.take_packets(&mut packets, |id| self.server.store.has(id));
             for packet in packets {
                 self.say(packet).await;
             }
+        }
+    }
+
+    /// Says what a reload changed; ends when it asks for another connection. Spec 40, 10.
+    async fn follow_reloads(&self, begun_with: &Settings) {
+        let mut labels = begun_with.labels;
+        let mut seen = self.reloads_at_begin;
+        loop {
+            self.server.reloaded_since(seen).await;
+            seen = self.server.reloads.get();
+            let settings = self.server.settings.get();
+            if settings.asks_for_another_connection(begun_with) {
+                return;
+            }
+            if settings.labels != labels && self.state.get() != State::Unregistered {
+                self.say(CstomaLabels { labelmask: settings.labels }.encode()).await;
+            }
+            labels = settings.labels;
         }
     }
 
@@ -379,7 +425,7 @@ impl Session {
             }
             let load = server.jobs();
             let was_overloaded = overloaded;
-            overloaded = is_overloaded(load, server.settings.jobs_max, overloaded);
+            overloaded = is_overloaded(load, server.settings.get().jobs_max, overloaded);
             let due = beat.is_multiple_of(LOAD_BEATS) || overloaded != was_overloaded;
             if self.state.get() == State::Registered && due && self.master_version.get().at_least(1, 6, 28) {
                 let hlstatus = self.master_version.get().at_least(3, 0, 7).then_some(if overloaded { 2 } else { 1 });

@@ -26,15 +26,13 @@ pub(crate) enum Verdict {
     Better { loser: Place },
     /// The chunk has a copy that is as good; this file is a duplicate.
     Duplicate,
+    /// This very file was known before.
+    Known,
 }
 
 impl Registry {
     pub(crate) fn get(&self, id: ChunkId) -> Option<Place> {
         self.chunks.get(&id).copied()
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.chunks.len()
     }
 
     pub(crate) fn insert(&mut self, id: ChunkId, place: Place) {
@@ -53,6 +51,7 @@ impl Registry {
                 self.insert(id, place);
                 Verdict::New
             }
+            Some(known) if known == place => Verdict::Known,
             Some(known) if known_is_in_use || known.version >= place.version => Verdict::Duplicate,
             Some(known) => {
                 self.insert(id, place);
@@ -68,8 +67,8 @@ impl Registry {
     }
 
     /// The chunks of one volume.
-    pub(crate) fn of_volume(&self, volume: u16) -> Vec<ChunkId> {
-        self.chunks.iter().filter(|(_, place)| place.volume == volume).map(|(id, _)| *id).collect()
+    pub(crate) fn of_volume(&self, volume: u16) -> Vec<(ChunkId, Place)> {
+        self.chunks.iter().filter(|(_, place)| place.volume == volume).map(|(id, place)| (*id, *place)).collect()
     }
 }
 
@@ -87,6 +86,7 @@ mod tests {
     fn the_higher_version_wins_and_of_equal_ones_the_first() {
         let mut registry = Registry::default();
         assert_eq!(registry.found(ID, place(2, 0), false), Verdict::New);
+        assert_eq!(registry.found(ID, place(2, 0), false), Verdict::Known);
         assert_eq!(registry.found(ID, place(2, 1), false), Verdict::Duplicate);
         assert_eq!(registry.found(ID, place(1, 1), false), Verdict::Duplicate);
         assert_eq!(registry.found(ID, place(3, 1), false), Verdict::Better { loser: place(2, 0) });
@@ -110,7 +110,7 @@ mod tests {
         let ids = |list: Vec<(ChunkId, Place)>| list.into_iter().map(|(id, _)| id.0).collect::<Vec<_>>();
         assert_eq!(ids(registry.some_after(ChunkId(0), 2)), [1, 2]);
         assert_eq!(ids(registry.some_after(ChunkId(2), 9)), [3, 9]);
-        assert_eq!(registry.of_volume(0), [ChunkId(2)]);
-        assert_eq!((registry.len(), registry.remove(ChunkId(2)).is_some(), registry.len()), (4, true, 3));
+        assert_eq!(registry.of_volume(0), [(ChunkId(2), place(1, 0))]);
+        assert_eq!((registry.remove(ChunkId(2)).is_some(), registry.get(ChunkId(2))), (true, None));
     }
 }

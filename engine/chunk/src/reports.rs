@@ -14,6 +14,8 @@ const CHUNKS_PER_REPORT: usize = 25_000;
 pub(crate) struct Reports {
     waiting: RefCell<Waiting>,
     errors: Cell<u32>,
+    listing_begun: Cell<bool>,
+    allowed: Cell<bool>,
     wake: Notify,
 }
 
@@ -41,6 +43,53 @@ impl Reports {
         self.wake.notify_one();
     }
 
+    /// A scan found a chunk.
+    pub(crate) fn found(&self, id: ChunkId, version: u32) {
+        if !self.listing_begun.get() {
+            return; // it will be in the list
+        }
+        self.waiting.borrow_mut().new.insert(id, version);
+        self.wake.notify_one();
+    }
+
+    /// Another file is the chunk's best copy, or the mark of its disk changed.
+    pub(crate) fn changed(&self, id: ChunkId, version: u32) {
+        if !self.listing_begun.get() {
+            return;
+        }
+        let mut waiting = self.waiting.borrow_mut();
+        waiting.new.remove(&id);
+        waiting.lost.remove(&id);
+        waiting.changed.insert(id, version);
+        drop(waiting);
+        self.wake.notify_one();
+    }
+
+    /// From here on a list of all chunks goes to the master: what was to be said of them before is in it.
+    pub(crate) fn begin_listing(&self) {
+        self.listing_begun.set(true);
+        let mut waiting = self.waiting.borrow_mut();
+        waiting.lost.clear();
+        waiting.new.clear();
+        waiting.changed.clear();
+    }
+
+    /// The list was sent: reports may be.
+    pub(crate) fn allow(&self) {
+        self.allowed.set(true);
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn may_be_sent(&self) -> bool {
+        self.allowed.get()
+    }
+
+    /// The connection ended: the next one begins with a list.
+    pub(crate) fn end_listing(&self) {
+        self.listing_begun.set(false);
+        self.allowed.set(false);
+    }
+
     /// The chunk is gone by the master's own will.
     pub(crate) fn forget(&self, id: ChunkId) {
         let mut waiting = self.waiting.borrow_mut();
@@ -54,16 +103,11 @@ impl Reports {
         self.wake.notify_one();
     }
 
-    /// Waits until there is something to report and `ready` says that it may be.
-    pub(crate) async fn wait(&self, ready: impl Fn() -> bool) {
-        while self.is_empty() || !ready() {
+    /// Waits until there is something to report, and it may be.
+    pub(crate) async fn wait(&self) {
+        while self.is_empty() || !self.allowed.get() {
             self.wake.notified().await;
         }
-    }
-
-    /// Makes who waits look again.
-    pub(crate) fn wake(&self) {
-        self.wake.notify_one();
     }
 
     fn is_empty(&self) -> bool {
@@ -75,9 +119,11 @@ impl Reports {
             && waiting.changed.is_empty()
     }
 
-    /// All that is to be said, as packets in the order of the specification; forgets it.
-    pub(crate) fn take_packets(&self, out: &mut Vec<Vec<u8>>) {
-        let waiting = self.waiting.take();
+    /// All that is to be said, as packets in the order of the specification; forgets it. `is_here`: do we have this
+    /// chunk now? Then it is not lost, whatever was true when that was noted.
+    pub(crate) fn take_packets(&self, out: &mut Vec<Vec<u8>>, is_here: impl Fn(ChunkId) -> bool) {
+        let mut waiting = self.waiting.take();
+        waiting.lost.retain(|id| !is_here(*id));
         for _ in 0..self.errors.take() {
             out.push(CstomaErrorOccurred {}.encode());
         }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
-use ring::local::Notify;
+use ring::local::{self, Notify};
 use ring::{JoinHandle, Ring};
 use wire::types::Name;
 use wire::{Ip4, MetaId};
@@ -16,7 +16,7 @@ use wire::{Ip4, MetaId};
 use crate::master::{self, LifeEnd};
 use crate::serve::accept_loop;
 use crate::serve::peers::Peers;
-use crate::settings::Settings;
+use crate::settings::{LiveSettings, Settings};
 use crate::store::Store;
 
 /// What MODULE_INFO says we are. Spec 10, 2.
@@ -68,12 +68,24 @@ pub async fn run(
     stop: impl Future<Output = ()>,
     ready: impl FnOnce(),
 ) -> Result<(), ServerError> {
-    let settings = Rc::new(settings);
+    let (_sender, reloads) = local::channel(1);
+    run_with_reloads(ring, settings, reloads, stop, ready).await
+}
+
+/// As `run`; settings that come by `reloads` replace the ones before while everything goes on. Spec 21, 8.4; Spec 60, 6.
+pub async fn run_with_reloads(
+    ring: Ring,
+    settings: Settings,
+    reloads: local::Receiver<Settings>,
+    stop: impl Future<Output = ()>,
+    ready: impl FnOnce(),
+) -> Result<(), ServerError> {
+    let at = SocketAddr::from((settings.listen_ip, settings.listen_port));
     let identity = read_identity(&ring, &settings).await;
+    let settings = Rc::new(LiveSettings::new(settings));
     let store = Rc::new(Store::new(&ring, settings.clone()));
     let known = (identity.metaid.0 != 0).then_some(identity.metaid);
     let metaid = store.start(known).await.map_err(|why| ServerError::Folders(why.0))?;
-    let at = SocketAddr::from((settings.listen_ip, settings.listen_port));
     let listener = ring.listen(at).map_err(|error| ServerError::Listen(at, error))?;
     let server = Rc::new(Server {
         peers: Rc::new(Peers::new(&ring)),
@@ -85,23 +97,25 @@ pub async fn run(
         connections: RefCell::default(),
         stopping: Cell::new(false),
         stop: Notify::new(),
+        reloaded: Notify::new(),
+        reloads: Cell::new(0),
+        accepting: RefCell::default(),
         ring: ring.clone(),
         settings,
         store,
     });
     tracing::info!(
-        "chunkserver ready: {} chunks, port {at}, driver {}",
-        server.store.chunk_count(),
+        "chunkserver ready: {} disks, port {at}, driver {}",
+        server.store.volumes.borrow().len(),
         ring.driver_name()
     );
 
-    let mut background = vec![
-        ring.spawn(accept_loop(server.clone(), listener)),
+    let background = [
         ring.spawn(server.peers.clone().beat()),
         ring.spawn(server.store.clone().background()),
+        ring.spawn(server.clone().take_reloads(reloads)),
     ];
-    let volumes = server.store.volumes.borrow().len() as u16;
-    background.extend((0..volumes).map(|index| ring.spawn(server.store.clone().scrub(index))));
+    *server.accepting.borrow_mut() = Some(ring.spawn(accept_loop(server.clone(), listener)));
     ready();
 
     let mut life = Box::pin(master::life(server.clone()));
@@ -117,7 +131,7 @@ pub async fn run(
             Err(ServerError::ForeignMaster { ours, masters })
         }
     };
-    background.iter().for_each(JoinHandle::abort);
+    background.iter().chain(&server.accepting.take()).for_each(JoinHandle::abort);
     server.end_requests().await;
     result
 }
@@ -125,7 +139,7 @@ pub async fn run(
 /// What the parts of a server share.
 pub(crate) struct Server {
     pub(crate) ring: Ring,
-    pub(crate) settings: Rc<Settings>,
+    pub(crate) settings: Rc<LiveSettings>,
     pub(crate) store: Rc<Store>,
     pub(crate) peers: Rc<Peers>,
     pub(crate) identity: Cell<Identity>,
@@ -138,6 +152,10 @@ pub(crate) struct Server {
     pub(crate) connections: RefCell<Connections>,
     pub(crate) stopping: Cell<bool>,
     pub(crate) stop: Notify,
+    /// Wakes who must look whether a reload concerns it; their number tells.
+    pub(crate) reloaded: Notify,
+    pub(crate) reloads: Cell<u32>,
+    accepting: RefCell<Option<JoinHandle<()>>>,
 }
 
 /// Tasks that serve connections, so that a stop can end them.
@@ -168,7 +186,7 @@ impl Drop for Job {
 impl Server {
     /// None if too many are under way.
     pub(crate) fn begin_job(&self) -> Option<Job> {
-        if self.jobs.get() >= self.settings.jobs_max {
+        if self.jobs.get() >= self.settings.get().jobs_max {
             return None;
         }
         self.jobs.set(self.jobs.get() + 1);
@@ -181,12 +199,13 @@ impl Server {
 
     /// The value of an option, as a peer sees it: empty if it is not set; passwords are not shown.
     pub(crate) fn config_value(&self, option: &[u8]) -> Name {
+        let settings = self.settings.get();
         let value = match option {
             wire::any::EXTENSIONS_OPTION => EXTENSIONS,
-            b"AUTH_CODE" => self.settings.auth_code.as_ref().map_or(&b""[..], |_| b"[DEFINED]"),
+            b"AUTH_CODE" => settings.auth_code.as_ref().map_or(&b""[..], |_| b"[DEFINED]"),
             _ => {
                 let name = std::str::from_utf8(option).unwrap_or("");
-                self.settings.options.get(name).map_or(&b""[..], String::as_bytes)
+                settings.options.get(name).map_or(&b""[..], String::as_bytes)
             }
         };
         Name::new(&value[..value.len().min(255)]).expect("cut at 255 bytes")
@@ -195,7 +214,7 @@ impl Server {
     /// Keeps what the master calls us and the file system. Errors are logged: the next start asks again.
     pub(crate) async fn set_identity(&self, identity: Identity) {
         if self.identity.get() == identity && identity.metaid.0 != 0 {
-            self.store.confirm_metaid(identity.metaid).await;
+            self.store.confirm_metaid(identity.metaid);
             return;
         }
         self.identity.set(identity);
@@ -205,12 +224,56 @@ impl Server {
             tracing::error!("{} cannot be written: {error}", self.identity_path().display());
         }
         if identity.metaid.0 != 0 {
-            self.store.confirm_metaid(identity.metaid).await;
+            self.store.confirm_metaid(identity.metaid);
         }
     }
 
     fn identity_path(&self) -> PathBuf {
-        self.settings.data_path.join(IDENTITY_FILE)
+        self.settings.get().data_path.join(IDENTITY_FILE)
+    }
+
+    async fn take_reloads(self: Rc<Self>, mut reloads: local::Receiver<Settings>) {
+        while let Some(settings) = reloads.recv().await {
+            self.reload(settings).await;
+        }
+    }
+
+    /// Makes other settings the ones in force.
+    async fn reload(self: &Rc<Self>, mut new: Settings) {
+        let old = self.settings.get();
+        if (new.listen_ip, new.listen_port) != (old.listen_ip, old.listen_port) {
+            let at = SocketAddr::from((new.listen_ip, new.listen_port));
+            match self.ring.listen(at) {
+                Ok(listener) => {
+                    tracing::info!("listening on {at} now");
+                    let former = self.accepting.replace(Some(self.ring.spawn(accept_loop(self.clone(), listener))));
+                    former.iter().for_each(JoinHandle::abort); // the connections that it accepted go on
+                }
+                Err(error) => {
+                    tracing::error!("cannot listen on {at}, the old address stays: {error}");
+                    (new.listen_ip, new.listen_port) = (old.listen_ip, old.listen_port);
+                }
+            }
+        }
+        let (old, kept) = self.settings.replace(new);
+        for name in kept {
+            tracing::warn!("{name} was changed; that takes a restart");
+        }
+        let metaid = self.identity.get().metaid;
+        self.store.change_folders((metaid.0 != 0).then_some(metaid)).await;
+        if old.leave_space_bytes != self.settings.get().leave_space_bytes {
+            self.store.look_at_all_space();
+        }
+        tracing::info!("the configuration was read again");
+        self.reloads.set(self.reloads.get() + 1);
+        self.reloaded.notify_all();
+    }
+
+    /// Waits for a reload beyond the first `seen`.
+    pub(crate) async fn reloaded_since(&self, seen: u32) {
+        while self.reloads.get() == seen {
+            self.reloaded.notified().await;
+        }
     }
 
     /// Ends all connections, waits for what they left under way, and brings the disks to rest.

@@ -1,9 +1,11 @@
 //! What a chunkserver is told when it starts. Defaults are those of MooseFS. Spec 60, 6.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::Duration;
 
 use crate::folders::FolderLine;
@@ -74,6 +76,22 @@ impl Settings {
         self.durability == Durability::Synced
     }
 
+    /// Is another connection to the master needed, now that these are the settings? Spec 40, 10.
+    pub(crate) fn asks_for_another_connection(&self, old: &Settings) -> bool {
+        let of = |settings: &Settings| {
+            (
+                settings.master_host.clone(),
+                settings.master_port,
+                settings.bind_ip,
+                settings.master_timeout_sec,
+                settings.auth_code.clone(),
+                settings.listen_ip,
+                settings.listen_port,
+            )
+        };
+        of(self) != of(old)
+    }
+
     /// A chunkserver with default settings.
     pub fn new(data_path: PathBuf, folders: Vec<FolderLine>) -> Settings {
         Settings {
@@ -105,6 +123,48 @@ impl Settings {
             resolve: dotted_address,
             options: BTreeMap::new(),
         }
+    }
+}
+
+/// Settings that a reload may replace while the server runs. Take them anew for each use.
+pub(crate) struct LiveSettings {
+    now: RefCell<Rc<Settings>>,
+    synced: bool,
+}
+
+impl LiveSettings {
+    pub(crate) fn new(settings: Settings) -> LiveSettings {
+        LiveSettings { synced: settings.durability == Durability::Synced, now: RefCell::new(Rc::new(settings)) }
+    }
+
+    pub(crate) fn get(&self) -> Rc<Settings> {
+        self.now.borrow().clone()
+    }
+
+    /// What a start decides once and for all.
+    pub(crate) fn is_synced(&self) -> bool {
+        self.synced
+    }
+
+    /// Takes changed settings, but for those that need a restart. Gives the former ones, and the names of what stays
+    /// as it was.
+    pub(crate) fn replace(&self, mut new: Settings) -> (Rc<Settings>, Vec<&'static str>) {
+        let old = self.get();
+        let mut kept = Vec::new();
+        keep(&mut new.data_path, &old.data_path, "DATA_PATH", &mut kept);
+        keep(&mut new.io_mode, &old.io_mode, "HDD_IO_MODE", &mut kept);
+        keep(&mut new.durability, &old.durability, "DURABILITY", &mut kept);
+        keep(&mut new.file_mode, &old.file_mode, "FILE_UMASK", &mut kept);
+        new.folder_mode = old.folder_mode;
+        *self.now.borrow_mut() = Rc::new(new);
+        (old, kept)
+    }
+}
+
+fn keep<T: PartialEq + Clone>(new: &mut T, old: &T, name: &'static str, kept: &mut Vec<&'static str>) {
+    if new != old {
+        kept.push(name);
+        *new = old.clone();
     }
 }
 

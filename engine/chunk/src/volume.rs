@@ -9,16 +9,14 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use ring::{File, Instant, OpenHow, Ring};
-use wire::limits::{BLOCK_BYTES, BLOCKS_PER_CHUNK};
+use ring::{File, Instant, JoinHandle, OpenHow, Ring};
+use wire::limits::BLOCK_BYTES;
 use wire::{ChunkId, MetaId, Version};
 
+use crate::chunkdb::{FoundIndex, find_index};
 use crate::folders::{FolderLine, SpaceLimit};
 use crate::intents::IntentLog;
-use crate::layout::{
-    Form, HEADER_USED_BYTES, SUBFOLDERS, TEMPORARY_PREFIX, decode_header, parse_chunk_name, shape, subfolder_name,
-    temporary_name,
-};
+use crate::layout::{SUBFOLDERS, subfolder_name, temporary_name};
 use crate::settings::{IoMode, Settings};
 
 /// Errors that are kept per disk. Spec 21, 8.5.
@@ -30,10 +28,15 @@ pub(crate) enum VolumeState {
     Ready,
     /// Too many errors, or its folder is gone: its chunks count as lost.
     Damaged,
+    /// Taken out of the configuration: its chunks are being closed.
+    Leaving,
+    /// Not ours any more. Stays in the list of volumes, since chunks know their volume by its place there.
+    Gone,
 }
 
 pub(crate) struct Volume {
-    pub(crate) line: FolderLine,
+    /// A reload changes its marks and its limit, never its path.
+    line: RefCell<FolderLine>,
     pub(crate) folder: PathBuf,
     pub(crate) state: Cell<VolumeState>,
     /// Falls to `Buffered` when the file system refuses direct IO.
@@ -44,15 +47,28 @@ pub(crate) struct Volume {
     pub(crate) chunks: Cell<u32>,
     pub(crate) blocks: Cell<u64>,
     pub(crate) scanned_subfolders: Cell<u32>,
+    /// A crash left something to put right: nobody may use its chunks until that is done.
+    pub(crate) recovering: Cell<bool>,
+    /// The list of chunks that the last clean stop left, until the scan takes it.
+    pub(crate) index: RefCell<Option<FoundIndex>>,
+    /// Size of the file system when it was first looked at.
+    first_total_bytes: Cell<u64>,
+    /// A look at its space is under way: on a disk that hangs there must not be more and more of them.
+    pub(crate) looking_at_space: Cell<bool>,
     pub(crate) stats: DiskCounters,
     errors: RefCell<VecDeque<DiskError>>,
     subfolder_files: RefCell<[u32; SUBFOLDERS]>,
     current_subfolder: Cell<u8>,
-    files_per_subfolder_turn: u32,
     /// Weighted round robin of new chunks: what this disk is owed. See `store::choose_volume`.
     pub(crate) credit: Cell<f64>,
+    /// Device and inode of the folder, so that it is not used twice.
+    pub(crate) identity: (u64, u64),
+    /// The log's tasks and the test; they end with the volume.
+    pub(crate) tasks: RefCell<Vec<JoinHandle<()>>>,
+    /// A scan is under way.
+    pub(crate) scanning: Cell<bool>,
     /// Keeps the folder ours.
-    _lock: File,
+    lock: RefCell<Option<File>>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -100,6 +116,8 @@ impl OperationCounter {
 pub(crate) enum FolderError {
     /// Another process holds `.lock`.
     Locked,
+    /// Another line names the same folder.
+    Twice,
     /// It belongs to another file system.
     Foreign {
         expected: MetaId,
@@ -112,6 +130,7 @@ impl std::fmt::Display for FolderError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             FolderError::Locked => write!(f, "another process uses it (.lock is held)"),
+            FolderError::Twice => write!(f, "another line names the same folder"),
             FolderError::Foreign { expected, found } => {
                 write!(f, "it belongs to the file system with metaid {found}, and we to {expected}")
             }
@@ -128,23 +147,60 @@ impl From<io::Error> for FolderError {
 
 impl Volume {
     pub(crate) fn is_usable(&self) -> bool {
-        self.state.get() != VolumeState::Damaged
+        matches!(self.state.get(), VolumeState::Scanning | VolumeState::Ready)
+    }
+
+    /// Is it in the configuration?
+    pub(crate) fn is_ours(&self) -> bool {
+        !matches!(self.state.get(), VolumeState::Leaving | VolumeState::Gone)
+    }
+
+    pub(crate) fn line(&self) -> FolderLine {
+        self.line.borrow().clone()
+    }
+
+    pub(crate) fn set_line(&self, line: FolderLine) {
+        *self.line.borrow_mut() = line;
+    }
+
+    pub(crate) fn path_is(&self, path: &str) -> bool {
+        self.line.borrow().path == path
+    }
+
+    /// `*`: its chunks are to be made again elsewhere.
+    pub(crate) fn is_marked(&self) -> bool {
+        self.line.borrow().marked_for_removal
+    }
+
+    /// Must we know how much its chunks take?
+    pub(crate) fn has_limit(&self) -> bool {
+        matches!(self.line.borrow().limit, SpaceLimit::AtMost(_))
+    }
+
+    /// Lets another process have the folder.
+    pub(crate) fn release(&self) {
+        self.state.set(VolumeState::Gone);
+        self.tasks.borrow_mut().drain(..).for_each(|task| task.abort());
+        self.index.take();
+        self.lock.take();
     }
 
     /// May new chunks be put here?
     pub(crate) fn takes_chunks(&self) -> bool {
+        let line = self.line.borrow();
         self.state.get() == VolumeState::Ready
-            && !self.line.marked_for_removal
-            && !self.line.drain
+            && self.intents.is_some()
+            && !line.marked_for_removal
+            && !line.drain
             && self.space.get().available_bytes > 0
     }
 
     /// The folder of the next new file.
-    pub(crate) fn pick_subfolder(&self) -> u8 {
+    pub(crate) fn pick_subfolder(&self, files_per_turn: u32) -> u8 {
         let files = self.subfolder_files.borrow();
         let emptiest = (0..SUBFOLDERS).min_by_key(|at| files[*at]).expect("there are 256");
         let current = self.current_subfolder.get();
-        if files[usize::from(current)] >= files[emptiest].saturating_add(self.files_per_subfolder_turn) {
+        if files[usize::from(current)] >= files[emptiest].saturating_add(files_per_turn) {
             self.current_subfolder.set(emptiest as u8);
         }
         self.current_subfolder.get()
@@ -174,31 +230,57 @@ impl Volume {
             errors.pop_front();
         }
         let recent = errors.iter().filter(|error| error.hard && now - error.at <= settings.disk_errors_period).count();
-        let too_many = recent > settings.disk_errors_tolerated as usize && self.is_usable();
-        if too_many {
-            self.state.set(VolumeState::Damaged);
-        }
-        too_many
+        recent > settings.disk_errors_tolerated as usize && self.is_usable()
     }
 
     pub(crate) fn last_error(&self) -> Option<DiskError> {
         self.errors.borrow().back().copied()
     }
 
-    /// Asks the file system for its space. Errors: the disk's.
+    /// Asks the file system for its space. Errors: the disk's; one of our own if this is another file system than
+    /// before (its size changed by more than a tenth, and the line has no `~`): what was mounted here is not any more.
     pub(crate) async fn refresh_space(&self, ring: &Ring, settings: &Settings) -> io::Result<()> {
         let space = ring.space(&self.folder).await?;
+        let line = self.line.borrow().clone();
+        let first = self.first_total_bytes.get();
+        if first == 0 || line.any_size {
+            self.first_total_bytes.set(space.total_bytes);
+        } else if space.total_bytes.abs_diff(first) > first / 10 {
+            return Err(io::Error::other(format!(
+                "the size of the file system changed from {first} to {} bytes (mark the line with ~ to allow that)",
+                space.total_bytes
+            )));
+        }
         let volume_bytes =
             space.total_bytes - space.free_bytes.saturating_sub(space.available_bytes).min(space.total_bytes);
-        let own_bytes = self.blocks.get() * u64::from(BLOCK_BYTES) + u64::from(self.chunks.get()) * 8192;
-        self.space.set(usable_space(
-            self.line.limit,
-            volume_bytes,
-            space.available_bytes,
-            own_bytes,
-            settings.leave_space_bytes,
-        ));
+        let chunks = u64::from(self.chunks.get());
+        let own_bytes = self.blocks.get() * u64::from(BLOCK_BYTES) + chunks * 8192;
+        let usable =
+            usable_space(line.limit, volume_bytes, space.available_bytes, own_bytes, settings.leave_space_bytes);
+        let files = FreeFiles { total: space.files_total, free: space.files_free };
+        let file_bytes = volume_bytes.saturating_sub(space.available_bytes) / chunks.max(1);
+        self.space.set(within_files(usable, files, if chunks > 0 { file_bytes } else { 0 }));
         Ok(())
+    }
+}
+
+/// Files that a file system can have.
+#[derive(Clone, Copy, Debug)]
+struct FreeFiles {
+    /// 0: it does not say.
+    total: u64,
+    free: u64,
+}
+
+/// What can be used where files of `file_bytes` each may run out before the space does. Pure. Spec 21, 8.2.
+fn within_files(space: VolumeSpace, files: FreeFiles, file_bytes: u64) -> VolumeSpace {
+    if files.total == 0 || file_bytes == 0 {
+        return space;
+    }
+    let unreachable = space.available_bytes.saturating_sub(files.free.saturating_mul(file_bytes));
+    VolumeSpace {
+        total_bytes: space.total_bytes.saturating_sub(unreachable),
+        available_bytes: space.available_bytes - unreachable,
     }
 }
 
@@ -222,24 +304,24 @@ fn usable_space(
     }
 }
 
-/// A chunk file found by a scan.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Found {
-    pub(crate) id: ChunkId,
-    pub(crate) version: Version,
-    pub(crate) subfolder: u8,
-    /// 0 where nobody needs to know.
-    pub(crate) blocks: u16,
-}
-
-/// Takes a folder: lock, identity, log. `metaid`: the file system we belong to, if it is known.
+/// Takes a folder: lock, identity, log, and the list of chunks if it has one. `metaid`: the file system we belong to,
+/// if it is known. `taken`: device and inode of the folders that are in use.
 pub(crate) async fn open_volume(
     ring: &Ring,
     settings: &Settings,
     line: &FolderLine,
     metaid: Option<MetaId>,
+    taken: &[(u64, u64)],
 ) -> Result<(Volume, crate::store::Repairs, Option<MetaId>), FolderError> {
     let folder = line.folder();
+    let of_folder = ring.stat(&folder).await?;
+    let identity = (of_folder.device, of_folder.inode);
+    if taken.iter().any(|(device, inode)| (*device, *inode) == identity) {
+        return Err(FolderError::Twice);
+    }
+    if taken.iter().any(|(device, _)| *device == identity.0) {
+        tracing::warn!("{}: on the same device as another folder", line.path);
+    }
     let lock_how = OpenHow { read: true, write: true, create: true, truncate: true, mode: 0o640, ..OpenHow::default() };
     let (lock, read_only) = match ring.open(&folder.join(".lock"), lock_how).await {
         Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem && line.marked_for_removal => {
@@ -256,6 +338,8 @@ pub(crate) async fn open_volume(
     {
         return Err(FolderError::Foreign { expected, found });
     }
+    // Before the log, which may be a new file in the folder.
+    let index = if read_only { None } else { find_index(ring, &folder, &line.path).await };
     let direct = settings.io_mode == IoMode::Direct;
     let (intents, repairs) = if read_only {
         (None, crate::store::Repairs::new())
@@ -265,7 +349,7 @@ pub(crate) async fn open_volume(
         (Some(log), repairs)
     };
     let volume = Volume {
-        line: line.clone(),
+        line: RefCell::new(line.clone()),
         folder,
         state: Cell::new(VolumeState::Scanning),
         mode: Cell::new(settings.io_mode),
@@ -274,13 +358,19 @@ pub(crate) async fn open_volume(
         chunks: Cell::new(0),
         blocks: Cell::new(0),
         scanned_subfolders: Cell::new(0),
+        recovering: Cell::new(!repairs.is_empty()),
+        index: RefCell::new(index.filter(|_| repairs.is_empty())),
+        first_total_bytes: Cell::new(0),
+        looking_at_space: Cell::new(false),
         stats: DiskCounters::default(),
         errors: RefCell::default(),
         subfolder_files: RefCell::new([0; SUBFOLDERS]),
         current_subfolder: Cell::new(0),
-        files_per_subfolder_turn: settings.files_per_subfolder_turn,
         credit: Cell::new(0.0),
-        _lock: lock,
+        identity,
+        tasks: RefCell::default(),
+        scanning: Cell::new(false),
+        lock: RefCell::new(Some(lock)),
     };
     Ok((volume, repairs, found))
 }
@@ -303,111 +393,6 @@ pub(crate) async fn write_metaid(ring: &Ring, volume: &Volume, metaid: MetaId) -
     ring.write_file_durably(&path, 0o640, metaid.0.to_be_bytes().to_vec()).await
 }
 
-/// Lists all chunk files of a volume, by their names alone; with `check_sizes` (after a crash) files that no chunk can
-/// have are left out; so they are where the size of all files matters. Makes missing sub-folders, moves files of the old one-digit layout to their place, removes
-/// temporary copies that were left over. Spec 21, 7.
-pub(crate) async fn scan(
-    ring: &Ring,
-    volume: &Volume,
-    settings: &Settings,
-    check_sizes: bool,
-    mut found: impl FnMut(Found),
-) -> io::Result<()> {
-    if volume.intents.is_some() {
-        prepare_folder(ring, volume, settings).await?;
-    }
-    for subfolder in 0..=u8::MAX {
-        let path = volume.folder.join(subfolder_name(subfolder));
-        let entries = match ring.list(&path).await {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && volume.line.marked_for_removal => continue,
-            other => other?,
-        };
-        for entry in entries {
-            let Some((id, version)) = parse_chunk_name(entry.name.as_encoded_bytes()) else { continue };
-            let mut blocks = Some(0);
-            if check_sizes || matches!(volume.line.limit, SpaceLimit::AtMost(_)) {
-                blocks = shape(ring.stat(&path.join(&entry.name)).await?.size).map(|(_, blocks)| blocks);
-                if blocks.is_none() && check_sizes && volume.intents.is_some() {
-                    blocks = mend_length(ring, &path.join(&entry.name)).await?;
-                }
-            }
-            match blocks.filter(|_| id.0 != 0) {
-                Some(blocks) => found(Found { id, version, subfolder, blocks }),
-                None => tracing::warn!("{} cannot be a chunk, left alone", path.join(&entry.name).display()),
-            }
-        }
-        volume.scanned_subfolders.set(u32::from(subfolder) + 1);
-        ring.yield_now().await;
-    }
-    Ok(())
-}
-
-/// Cuts a file that a crash left with a part of a block at its end: it was being extended or trimmed there, and what
-/// was acknowledged reaches no further than its whole blocks. Gives their number; None if this is no chunk file.
-async fn mend_length(ring: &Ring, path: &std::path::Path) -> io::Result<Option<u16>> {
-    let file = ring.open(path, OpenHow::read_write()).await?;
-    let (result, front) = file.read_at(vec![0; Form::Aligned.header_bytes() as usize], 0).await;
-    if result? < front.len() || decode_header(&front).is_none() {
-        return Ok(None);
-    }
-    // Where the old layout has its table, which is never all zeros once there are blocks, the new one has zeros.
-    let is_aligned = front[HEADER_USED_BYTES..].iter().all(|byte| *byte == 0);
-    let form = if is_aligned { Form::Aligned } else { Form::Legacy };
-    let Some(data_bytes) = file.stat().await?.size.checked_sub(form.data_offset()) else { return Ok(None) };
-    let blocks = (data_bytes / u64::from(BLOCK_BYTES)).min(u64::from(BLOCKS_PER_CHUNK)) as u16;
-    tracing::warn!("{}: ends inside a block after a crash, cut to {blocks} blocks", path.display());
-    file.set_len(form.file_bytes(blocks)).await?;
-    Ok(Some(blocks))
-}
-
-/// Sub-folders, left-overs, and the list of a stock server that our changes make untrue. Spec 21, 1 and 5.
-async fn prepare_folder(ring: &Ring, volume: &Volume, settings: &Settings) -> io::Result<()> {
-    let entries = ring.list(&volume.folder).await?;
-    let mut present = [false; SUBFOLDERS];
-    for entry in &entries {
-        let name = entry.name.as_encoded_bytes();
-        let path = volume.folder.join(&entry.name);
-        if let Some(subfolder) = subfolder_of_name(name) {
-            present[usize::from(subfolder)] = true;
-        } else if name.starts_with(TEMPORARY_PREFIX.as_bytes()) || name == b".chunkdb" || name == b".tmp_chunkdb" {
-            ring.unlink(&path).await?;
-        }
-    }
-    if !volume.line.marked_for_removal {
-        for subfolder in (0..=u8::MAX).filter(|subfolder| !present[usize::from(*subfolder)]) {
-            ring.mkdir(&volume.folder.join(subfolder_name(subfolder)), settings.folder_mode).await?;
-        }
-        if present.contains(&false) {
-            ring.sync_dir(&volume.folder).await?;
-        }
-    }
-    for entry in entries.iter().filter(|entry| is_old_subfolder(entry.name.as_encoded_bytes())) {
-        move_old_subfolder(ring, volume, &volume.folder.join(&entry.name)).await?;
-    }
-    Ok(())
-}
-
-fn subfolder_of_name(name: &[u8]) -> Option<u8> {
-    (0..=u8::MAX).find(|subfolder| subfolder_name(*subfolder).as_bytes() == name)
-}
-
-fn is_old_subfolder(name: &[u8]) -> bool {
-    matches!(name, [b'0'..=b'9' | b'A'..=b'F'])
-}
-
-async fn move_old_subfolder(ring: &Ring, volume: &Volume, old: &std::path::Path) -> io::Result<()> {
-    for entry in ring.list(old).await? {
-        if let Some((id, _)) = parse_chunk_name(entry.name.as_encoded_bytes()) {
-            let folder = volume.folder.join(subfolder_name(id.0 as u8));
-            ring.rename(&old.join(&entry.name), &folder.join(&entry.name)).await?;
-        }
-    }
-    if let Err(error) = ring.rmdir(old).await {
-        tracing::info!("{} of the old layout stays: {error}", old.display());
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -426,13 +411,5 @@ mod tests {
         assert_eq!(space(SpaceLimit::AtMost(200)), (200, 50));
         assert_eq!(space(SpaceLimit::AtMost(900)), (900, 400), "no more than the volume has");
         assert_eq!(space(SpaceLimit::AtMost(100)), (100, 0));
-    }
-
-    #[test]
-    fn only_the_names_of_subfolders_are_subfolders() {
-        assert_eq!(subfolder_of_name(b"0F"), Some(15));
-        assert_eq!(subfolder_of_name(b"0f"), None);
-        assert_eq!(subfolder_of_name(b"F"), None);
-        assert!(is_old_subfolder(b"F") && !is_old_subfolder(b"0F") && !is_old_subfolder(b"G"));
     }
 }

@@ -103,6 +103,8 @@ pub struct Stat {
     /// Allocated space in units of 512 bytes.
     pub blocks_512: u64,
     pub mtime_sec: i64,
+    /// The part of a second behind `mtime_sec`.
+    pub mtime_nanos: u32,
     pub is_dir: bool,
     /// Number of the device that holds it.
     pub device: u64,
@@ -118,6 +120,7 @@ impl Stat {
             size: statx.stx_size,
             blocks_512: statx.stx_blocks,
             mtime_sec: statx.stx_mtime.tv_sec,
+            mtime_nanos: statx.stx_mtime.tv_nsec,
             is_dir: mode & libc::S_IFMT == libc::S_IFDIR,
             device: libc::makedev(statx.stx_dev_major, statx.stx_dev_minor),
             inode: statx.stx_ino,

@@ -5,7 +5,9 @@
 //! at start and stop in `life`.
 
 pub(crate) mod blocks;
+pub(crate) mod disks;
 pub(crate) mod life;
+mod listing;
 pub(crate) mod operations;
 pub(crate) mod recover;
 mod scratch;
@@ -28,7 +30,7 @@ use crate::intents::record::Repair;
 use crate::layout::{BlockIndex, Form, HeaderWords, TABLE_BYTES, decode_header, encode_header, shape};
 use crate::registry::{Place, Registry};
 use crate::reports::Reports;
-use crate::settings::{IoMode, Settings};
+use crate::settings::{IoMode, LiveSettings};
 use crate::sums::SumTable;
 use crate::volume::Volume;
 use scratch::ScratchPool;
@@ -45,11 +47,13 @@ const IDLE_OPEN_MAX: usize = 400;
 
 pub(crate) struct Store {
     pub(crate) ring: Ring,
-    pub(crate) settings: Rc<Settings>,
+    pub(crate) settings: Rc<LiveSettings>,
     pub(crate) volumes: RefCell<Vec<Rc<Volume>>>,
     pub(crate) registry: RefCell<Registry>,
     pub(crate) reports: Reports,
     pub(crate) duplicates: RefCell<Vec<Duplicate>>,
+    /// Volumes whose files are being listed.
+    scans_under_way: Cell<u32>,
     scratch: ScratchPool,
     torn: RefCell<torn::TornChunks>,
     in_use: RefCell<BTreeMap<ChunkId, Rc<Chunk>>>,
@@ -107,7 +111,7 @@ struct OpenFile {
 }
 
 impl Store {
-    pub(crate) fn new(ring: &Ring, settings: Rc<Settings>) -> Store {
+    pub(crate) fn new(ring: &Ring, settings: Rc<LiveSettings>) -> Store {
         Store {
             ring: ring.clone(),
             settings,
@@ -115,6 +119,7 @@ impl Store {
             registry: RefCell::default(),
             reports: Reports::default(),
             duplicates: RefCell::default(),
+            scans_under_way: Cell::new(0),
             scratch: ScratchPool::new(ring),
             torn: RefCell::default(),
             in_use: RefCell::default(),
@@ -151,8 +156,9 @@ impl Store {
         Ok((chunk, alone))
     }
 
-    pub(crate) fn chunk_count(&self) -> usize {
-        self.registry.borrow().len()
+    /// Do we have this chunk, on a disk that works?
+    pub(crate) fn has(&self, id: ChunkId) -> bool {
+        self.registry.borrow().get(id).is_some_and(|place| self.volume(place.volume).is_usable())
     }
 
     fn place(&self, id: ChunkId) -> Result<Place, ChunkError> {
@@ -162,13 +168,24 @@ impl Store {
     /// The handle of a chunk that the registry knows.
     fn known(&self, id: ChunkId) -> Result<Rc<Chunk>, ChunkError> {
         let Some(place) = self.registry.borrow().get(id) else {
+            if self.scans_under_way.get() > 0 {
+                return Err(ChunkError::Busy); // it may yet be found
+            }
             self.reports.lost(id);
             return Err(ChunkError::NoChunk);
         };
-        if !self.volume(place.volume).is_usable() {
+        let volume = self.volume(place.volume);
+        if !volume.is_usable() {
             return Err(ChunkError::NoChunk);
         }
-        Ok(self.in_use.borrow_mut().entry(id).or_insert_with(|| Rc::new(Chunk::new(id, self.ring.now()))).clone())
+        if volume.recovering.get() {
+            return Err(ChunkError::Busy);
+        }
+        Ok(self.handle(id))
+    }
+
+    fn handle(&self, id: ChunkId) -> Rc<Chunk> {
+        self.in_use.borrow_mut().entry(id).or_insert_with(|| Rc::new(Chunk::new(id, self.ring.now()))).clone()
     }
 
     /// A handle for a chunk that is about to be made, held alone. Errors: `Exists`, `Busy`.
@@ -195,7 +212,11 @@ impl Store {
     fn forget(&self, chunk: &Chunk) {
         chunk.gone.set(true);
         chunk.state.take();
-        self.in_use.borrow_mut().remove(&chunk.id);
+        let mut in_use = self.in_use.borrow_mut();
+        // After the loss of its disk, another copy may be in use by now.
+        if in_use.get(&chunk.id).is_some_and(|known| std::ptr::eq(&**known, chunk)) {
+            in_use.remove(&chunk.id);
+        }
     }
 
     async fn hold(&self, chunk: &Chunk, hold: Hold) -> Result<Guard, ChunkError> {
@@ -322,24 +343,14 @@ impl Store {
         tracing::error!("chunk {id} on {} is damaged: {error}", volume.folder.display());
         self.reports.damaged(id);
         self.reports.disk_error();
-        if volume.note_error(id, error.is_hard(), &self.ring, &self.settings) {
+        if volume.note_error(id, error.is_hard(), &self.ring, &self.settings.get()) {
             self.lose_volume(volume);
-        }
-    }
-
-    /// The disk had too many errors: its chunks count as lost until a restart.
-    fn lose_volume(&self, volume: &Volume) {
-        tracing::error!("{}: too many errors, the disk is not used any more", volume.folder.display());
-        let index = self.volumes.borrow().iter().position(|other| std::ptr::eq(&**other, volume));
-        let Some(index) = index else { return };
-        for id in self.registry.borrow().of_volume(index as u16) {
-            self.reports.lost(id);
         }
     }
 
     /// The version as the master is told it: bit 31 says that the disk is marked for removal.
     pub(crate) fn reported_version(&self, place: Place) -> u32 {
-        let mark = if self.volume(place.volume).line.marked_for_removal { Version::MARKED_FOR_REMOVAL } else { 0 };
+        let mark = if self.volume(place.volume).is_marked() { Version::MARKED_FOR_REMOVAL } else { 0 };
         place.version.0 & !Version::MARKED_FOR_REMOVAL | mark
     }
 

@@ -16,7 +16,6 @@ use wire::{ChunkId, Crc, MatocsChunkop, Version};
 use super::{Chunk, OpenFile, Store};
 use crate::error::ChunkError;
 use crate::fair_lock::{Guard, Hold};
-use crate::folders::SpaceLimit;
 use crate::intents::record::Intent;
 use crate::layout::{BlockIndex, Form, HeaderWords, TABLE_BYTES, encode_header, shape};
 use crate::registry::Place;
@@ -49,7 +48,7 @@ impl Store {
         let volume = self.volume(place.volume);
         let path = volume.chunk_path(place.subfolder, id, place.version);
         let mut blocks = chunk.blocks();
-        if chunk.state.borrow().is_none() && matches!(volume.line.limit, SpaceLimit::AtMost(_)) {
+        if chunk.state.borrow().is_none() && volume.has_limit() {
             let shape = self.ring.stat(&path).await.ok().and_then(|stat| shape(stat.size));
             blocks = shape.map_or(0, |(_, blocks)| blocks);
         }
@@ -300,6 +299,9 @@ impl Store {
         self.sync_name(&new_path).await?;
         chunk.name_is_durable.set(true);
         let place = Place { version: new, ..place };
+        if chunk.gone.get() {
+            return Err(ChunkError::NoChunk); // its disk was given up meanwhile
+        }
         self.registry.borrow_mut().insert(chunk.id, place);
         if let Some(open) = chunk.state.borrow_mut().as_mut() {
             open.place = place;
@@ -338,7 +340,7 @@ impl Store {
     async fn begin_reserved(&self, id: ChunkId) -> Result<(Rc<Volume>, File), ChunkError> {
         let volume = self.choose_volume().ok_or(ChunkError::NoSpace)?;
         let direct = volume.mode.get() == crate::settings::IoMode::Direct;
-        let mode = self.settings.file_mode;
+        let mode = self.settings.get().file_mode;
         let how = OpenHow { read: true, write: true, create: true, truncate: true, direct, mode, ..OpenHow::default() };
         let path = volume.temporary_path(id);
         let mut file = self.open_as_volume_allows(&volume, &path, how).await?;
@@ -384,7 +386,7 @@ impl Store {
             Err(error) => {
                 tracing::error!("chunk {} cannot be made on {}: {error}", new.chunk.id, new.volume.folder.display());
                 self.reports.disk_error();
-                if new.volume.note_error(new.chunk.id, error.is_hard(), &self.ring, &self.settings) {
+                if new.volume.note_error(new.chunk.id, error.is_hard(), &self.ring, &self.settings.get()) {
                     self.lose_volume(&new.volume);
                 }
                 self.abandon_file(new).await;
@@ -413,11 +415,16 @@ impl Store {
         if synced || self.settings.is_synced() {
             new.file.datasync().await?;
         }
-        let subfolder = new.volume.pick_subfolder();
+        let subfolder = new.volume.pick_subfolder(self.settings.get().files_per_subfolder_turn);
         let path = new.volume.chunk_path(subfolder, id, version);
         self.ring.rename(&new.volume.temporary_path(id), &path).await?;
         if synced || self.settings.is_synced() {
             self.sync_name(&path).await?;
+        }
+        if !new.volume.is_usable() {
+            // Taken out or given up meanwhile. If the disk comes back, this must not be a copy of the chunk.
+            let _ = self.ring.unlink(&path).await;
+            return Err(ChunkError::Disk(io::Error::other("the disk was taken out of use")));
         }
         let volume = self.volumes.borrow().iter().position(|volume| Rc::ptr_eq(volume, &new.volume));
         let volume = volume.expect("volumes are never taken out of the list") as u16;

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use ring::File;
 use wire::limits::{BLOCK_BYTES, EMPTY_BLOCK_CRC};
-use wire::{ChunkId, Crc, Version};
+use wire::{ChunkId, Crc};
 
 use super::torn::{Torn, TornPart};
 use super::{Chunk, Repairs, Store, scratch};
@@ -67,8 +67,9 @@ impl Store {
         repair: &Repair,
         done: &mut Recovered,
     ) -> Result<Option<TornPart>, ChunkError> {
-        let chunk = self.open(id, Version::ANY).await?;
+        let chunk = self.handle(id);
         let _alone = self.hold(&chunk, Hold::Exclusive).await?;
+        self.load(&chunk).await?;
         if let Some(truncation) = repair.truncate
             && !self.end_truncation(&chunk, truncation, done).await?
         {

@@ -26,7 +26,7 @@ use crate::layout::BlockIndex;
 use crate::volume::Volume;
 
 /// Name of the list inside a volume's folder. A stock chunkserver does not look at it.
-const LIST_NAME: &str = ".mooring_torn";
+pub(super) const LIST_NAME: &str = ".mooring_torn";
 /// A longer list is not ours: a chunk takes some tens of bytes.
 const LIST_BYTES_MAX: u64 = 64 << 20;
 /// A version that was set so soon after the damage was reported may have been ordered before the master read of it.
@@ -95,6 +95,11 @@ struct Known {
 }
 
 impl TornChunks {
+    /// The volume is not in use any more; its list stays on it.
+    pub(super) fn forget_volume(&mut self, volume: u16) {
+        self.known.retain(|_, known| known.volume != volume);
+    }
+
     fn of_volume(&self, volume: u16) -> impl Iterator<Item = (ChunkId, &Torn)> {
         self.known.iter().filter(move |(_, known)| known.volume == volume).map(|(id, known)| (*id, &known.torn))
     }
@@ -155,7 +160,7 @@ impl Store {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
                 _ => Ok(()),
             },
-            false => self.ring.write_file_durably(&path, self.settings.file_mode, text.into_bytes()).await,
+            false => self.ring.write_file_durably(&path, self.settings.get().file_mode, text.into_bytes()).await,
         };
         if let Err(error) = written {
             tracing::error!("{}: cannot be written: {error}", path.display());

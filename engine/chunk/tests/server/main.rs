@@ -8,4 +8,5 @@ mod operations;
 mod port;
 mod registration;
 mod support;
+mod volumes;
 mod writes;

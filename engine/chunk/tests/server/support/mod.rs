@@ -12,7 +12,7 @@ use std::time::Duration;
 use chunk::folders::FolderLine;
 use chunk::server::ServerError;
 use chunk::settings::{IoMode, Settings};
-use ring::local::{OneshotSender, oneshot};
+use ring::local::{OneshotSender, Sender, channel, oneshot};
 use ring::sim::World;
 use ring::{DriverChoice, JoinHandle, Options, Ring};
 use wire::{ChunkId, Version};
@@ -35,6 +35,7 @@ pub(crate) struct Node {
 pub(crate) struct Bed {
     pub(crate) nodes: Vec<Node>,
     pub(crate) io_mode: IoMode,
+    pub(crate) is_simulated: bool,
 }
 
 const NODES: u8 = 5;
@@ -56,7 +57,7 @@ pub(crate) fn sim_bed(world: &World, io_mode: IoMode) -> Bed {
             Node { ring: world.ring(world.node(ip)), ip, root: PathBuf::from("/data") }
         })
         .collect();
-    Bed { nodes, io_mode }
+    Bed { nodes, io_mode, is_simulated: true }
 }
 
 /// Runs a scenario in a simulated world and on the real drivers, with direct and with buffered files.
@@ -83,7 +84,7 @@ fn on_driver<Fut: Future<Output = ()>>(driver: DriverChoice, io_mode: IoMode, sc
                 root: folder.path().join(number.to_string()),
             })
             .collect();
-        scenario(Bed { nodes, io_mode })
+        scenario(Bed { nodes, io_mode, is_simulated: false })
     });
     match ran {
         Err(error) if driver == DriverChoice::Uring => eprintln!("no io_uring here, driver not tested: {error}"),
@@ -114,9 +115,14 @@ impl Node {
     }
 
     pub(crate) async fn find_chunk(&self, id: u64, version: u32) -> Option<PathBuf> {
+        self.chunk_path_in("hdd", id, version).await
+    }
+
+    /// As `find_chunk`, in another folder of the node.
+    pub(crate) async fn chunk_path_in(&self, folder: &str, id: u64, version: u32) -> Option<PathBuf> {
         let name = chunk::layout::chunk_name(ChunkId(id), Version(version));
         for subfolder in 0..=255 {
-            let path = self.hdd().join(chunk::layout::subfolder_name(subfolder)).join(&name);
+            let path = self.root.join(folder).join(chunk::layout::subfolder_name(subfolder)).join(&name);
             if self.ring.stat(&path).await.is_ok() {
                 return Some(path);
             }
@@ -144,6 +150,7 @@ impl Node {
 
 /// A chunkserver that runs.
 pub(crate) struct Running {
+    pub(crate) reload: Sender<Settings>,
     stop: OneshotSender<()>,
     ended: JoinHandle<Result<(), ServerError>>,
 }
@@ -157,7 +164,7 @@ impl Running {
 
     /// Waits for an end of its own.
     pub(crate) async fn end(self) -> Result<(), ServerError> {
-        let Running { stop, ended } = self;
+        let Running { stop, ended, .. } = self;
         let result = ended.await.expect("not aborted");
         drop(stop);
         result
@@ -193,12 +200,13 @@ impl Bed {
         let stopped = async move {
             stopped.await;
         };
-        let run = chunk::server::run(node.ring.clone(), settings, stopped, move || {
+        let (reload, reloads) = channel(1);
+        let run = chunk::server::run_with_reloads(node.ring.clone(), settings, reloads, stopped, move || {
             let _ = is_ready.send(());
         });
         let ended = node.ring.spawn(run);
         ready.await;
-        Running { stop, ended }
+        Running { reload, stop, ended }
     }
 
     /// One chunkserver on node 1, registered with a master.
