@@ -5,7 +5,7 @@
 //! serve       port 9422: a connection, reads, write chains, questions;  peers  connections to other chunkservers
 //! master      port 9420: registration, reports, orders;                 replicate  a copy from another server
 //! store       volumes, registry, chunks in use: read and write a block, the operations, recovery, disks that come and go
-//! scan chunkdb  which files a disk has: its folders, and the list that a clean stop left
+//! scan chunkdb  which files a disk has: its folders, and the list that a clean stop left;  health  disks that hang
 //! layout sums registry folders error   pure: bytes of a chunk file, arithmetic of sums, which file is which chunk
 //! ```
 //!
@@ -19,6 +19,7 @@ mod chunkdb;
 mod error;
 mod fair_lock;
 pub mod folders;
+mod health;
 mod intents;
 pub mod layout;
 mod master;

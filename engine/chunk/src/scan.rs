@@ -124,6 +124,7 @@ async fn mend_length(ring: &Ring, path: &std::path::Path) -> io::Result<Option<u
     let blocks = (data_bytes / u64::from(BLOCK_BYTES)).min(u64::from(BLOCKS_PER_CHUNK)) as u16;
     tracing::warn!("{}: ends inside a block after a crash, cut to {blocks} blocks", path.display());
     file.set_len(form.file_bytes(blocks)).await?;
+    file.sync().await?; // the log is about to forget that there was something to put right
     Ok(Some(blocks))
 }
 

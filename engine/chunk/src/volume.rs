@@ -9,15 +9,18 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
+use ring::local::Semaphore;
 use ring::{File, Instant, JoinHandle, OpenHow, Ring};
 use wire::limits::BLOCK_BYTES;
 use wire::{ChunkId, MetaId, Version};
 
 use crate::chunkdb::{FoundIndex, find_index};
 use crate::folders::{FolderLine, SpaceLimit};
+use crate::health::Health;
 use crate::intents::IntentLog;
 use crate::layout::{SUBFOLDERS, subfolder_name, temporary_name};
 use crate::settings::{IoMode, Settings};
+use crate::store::scratch::{SCRATCH_OF_A_DISK, TRUNCATIONS_OF_A_DISK};
 
 /// Errors that are kept per disk. Spec 21, 8.5.
 const ERRORS_KEPT: usize = 30;
@@ -55,7 +58,13 @@ pub(crate) struct Volume {
     first_total_bytes: Cell<u64>,
     /// A look at its space is under way: on a disk that hangs there must not be more and more of them.
     pub(crate) looking_at_space: Cell<bool>,
+    /// A checkpoint is under way.
+    pub(crate) syncing: Cell<bool>,
     pub(crate) stats: DiskCounters,
+    pub(crate) health: Rc<Health>,
+    /// What work on this disk may hold of the buffers that are kept aside.
+    pub(crate) scratch_share: Semaphore,
+    pub(crate) truncations: Semaphore,
     errors: RefCell<VecDeque<DiskError>>,
     subfolder_files: RefCell<[u32; SUBFOLDERS]>,
     current_subfolder: Cell<u8>,
@@ -190,6 +199,7 @@ impl Volume {
         let line = self.line.borrow();
         self.state.get() == VolumeState::Ready
             && self.intents.is_some()
+            && !self.health.hangs()
             && !line.marked_for_removal
             && !line.drain
             && self.space.get().available_bytes > 0
@@ -362,7 +372,11 @@ pub(crate) async fn open_volume(
         index: RefCell::new(index.filter(|_| repairs.is_empty())),
         first_total_bytes: Cell::new(0),
         looking_at_space: Cell::new(false),
+        syncing: Cell::new(false),
         stats: DiskCounters::default(),
+        health: Rc::default(),
+        scratch_share: Semaphore::new(SCRATCH_OF_A_DISK),
+        truncations: Semaphore::new(TRUNCATIONS_OF_A_DISK),
         errors: RefCell::default(),
         subfolder_files: RefCell::new([0; SUBFOLDERS]),
         current_subfolder: Cell::new(0),

@@ -153,6 +153,7 @@ impl Store {
             return Ok((buffer, Some(Crc(EMPTY_BLOCK_CRC))));
         }
         let started = self.ring.now();
+        let _under_way = view.volume.health.begin(started);
         let (result, buffer) = view.file.read_at(buffer, view.form.block_offset(block)).await;
         let count = result?;
         view.volume.stats.read.add(count as u64, self.ring.now() - started);
@@ -223,6 +224,7 @@ impl Store {
             return self.sync_if_asked(chunk, &view.file).await;
         }
         let ticket = chunk.begin_write(log.next_page());
+        let _under_way = view.volume.health.begin(started);
         let written = self.log_and_write(chunk, &view, part, new_sum, data, region).await;
         chunk.end_write(ticket, written.is_ok().then_some((part.block, new_sum)));
         view.volume.stats.write.add(u64::from(part.size_bytes), self.ring.now() - started);
@@ -278,7 +280,7 @@ impl Store {
     /// The sectors of a part that is written into zeros.
     async fn region_in_zeros(&self, view: &View, part: Part, data: &impl IoBuf) -> super::scratch::Scratch {
         let (start, length) = part.aligned(view.alignment);
-        let mut region = self.scratch.take().await;
+        let mut region = self.scratch.take(&view.volume).await;
         let sectors = &mut region.payload_mut()[..length];
         sectors.fill(0);
         let at = part.offset_bytes as usize - start;
@@ -295,7 +297,7 @@ impl Store {
     ) -> Result<(super::scratch::Scratch, Crc), ChunkError> {
         let (start, length) = part.aligned(view.alignment);
         let position = view.form.block_offset(part.block) + start as u64;
-        let mut region = self.scratch.take().await;
+        let mut region = self.scratch.take(&view.volume).await;
         let (result, piece) = view.file.read_at(region.take().slice(0..length), position).await;
         region.put(piece.into_inner());
         if result? != length {
@@ -353,7 +355,8 @@ impl Store {
     }
 
     pub(super) async fn write_table_held(&self, chunk: &Chunk) -> Result<(), ChunkError> {
-        let mut scratch = self.scratch.take().await;
+        let volume = chunk.volume().ok_or(ChunkError::NoChunk)?;
+        let mut scratch = self.scratch.take(&volume).await;
         let (file, volume, position, settled_before) = {
             let mut state = chunk.state.borrow_mut();
             let open = state.as_mut().ok_or(ChunkError::NoChunk)?;
@@ -363,6 +366,7 @@ impl Store {
             let settled_before = open.writes_under_way.values().copied().min().unwrap_or(next_page);
             (open.file.clone(), open.volume.clone(), open.form.table_offset(), settled_before)
         };
+        let _under_way = volume.health.begin(self.ring.now());
         let (mut result, piece) = file.write_all_at(scratch.take().slice(0..TABLE_BYTES), position).await;
         scratch.put(piece.into_inner());
         if result.is_ok() && self.settings.is_synced() {

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use wire::{ChunkId, MetaId};
 
-use super::{Duplicate, Repairs, Store, torn};
+use super::{Chunk, Duplicate, Repairs, Store, torn};
 use crate::chunkdb::{self, Record};
+use crate::error::ChunkError;
 use crate::fair_lock::Hold;
 use crate::folders::FolderLine;
 use crate::layout::{SUBFOLDERS, shape};
@@ -326,8 +327,7 @@ impl Store {
             match self.ring.timeout(CLOSE_WAIT, chunk.lock.enqueue(Hold::Exclusive)).await {
                 Ok(_alone) => {
                     if chunk.state.borrow().is_some() {
-                        sound &= self.trim(&chunk).await.is_ok();
-                        sound &= self.write_table(&chunk).await.is_ok();
+                        sound &= self.bring_to_rest(&chunk).await.is_ok();
                     }
                     chunk.state.take();
                 }
@@ -339,6 +339,17 @@ impl Store {
         }
         volume.release();
         tracing::info!("{}: is free", volume.folder.display());
+    }
+
+    /// True length and table, with the device: the log will not speak of this chunk any more. The caller holds it alone.
+    pub(super) async fn bring_to_rest(&self, chunk: &Chunk) -> Result<(), ChunkError> {
+        self.trim(chunk).await?;
+        self.write_table(chunk).await?;
+        let file = chunk.state.borrow().as_ref().map(|open| open.file.clone());
+        match file {
+            Some(file) => Ok(file.datasync().await?),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn has_duplicates(&self, index: u16) -> bool {

@@ -7,6 +7,7 @@ use wire::{ChunkId, Version};
 
 use super::{Duplicate, Store};
 use crate::error::ChunkError;
+use crate::health::Change;
 use crate::layout::BlockIndex;
 use crate::volume::{Volume, VolumeState};
 
@@ -50,13 +51,28 @@ impl Store {
         loop {
             self.ring.sleep(BEAT).await;
             beat = beat.wrapping_add(1);
-            self.close_idle().await;
+            self.look_at_health();
+            self.close_idle();
             if beat.is_multiple_of(CHECKPOINT_BEATS) {
-                self.checkpoint_all().await;
+                self.checkpoint_all();
             }
             if beat.is_multiple_of(SPACE_BEATS) {
                 self.look_at_all_space();
                 self.remove_duplicates().await;
+            }
+        }
+    }
+
+    fn look_at_health(&self) {
+        let now = self.ring.now();
+        for volume in self.volumes.borrow().iter().filter(|volume| volume.is_usable()) {
+            match volume.health.look(now) {
+                Some(Change::Hangs) => {
+                    tracing::error!("{}: the disk does not answer; left alone until it does", volume.folder.display());
+                    self.reports.disk_error();
+                }
+                Some(Change::Works) => tracing::warn!("{}: the disk answers again", volume.folder.display()),
+                None => {}
             }
         }
     }
@@ -137,7 +153,10 @@ impl Store {
     }
 
     fn may_scrub(&self, volume: &Volume) -> bool {
-        volume.state.get() == VolumeState::Ready && !volume.is_marked() && self.settings.get().test_speed > 0.0
+        volume.state.get() == VolumeState::Ready
+            && !volume.health.hangs()
+            && !volume.is_marked()
+            && self.settings.get().test_speed > 0.0
     }
 
     /// The time that one block may take at the speed that is set now.
@@ -191,8 +210,7 @@ impl Store {
             }
             let _alone = chunk.lock.enqueue(crate::fair_lock::Hold::Exclusive).await;
             if is_here(&chunk) {
-                sound &= self.trim(&chunk).await.is_ok();
-                sound &= self.write_table(&chunk).await.is_ok();
+                sound &= self.bring_to_rest(&chunk).await.is_ok();
             }
         }
         if sound {

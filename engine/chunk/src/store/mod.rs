@@ -10,7 +10,7 @@ pub(crate) mod life;
 mod listing;
 pub(crate) mod operations;
 pub(crate) mod recover;
-mod scratch;
+pub(crate) mod scratch;
 mod sync;
 mod torn;
 
@@ -178,7 +178,7 @@ impl Store {
         if !volume.is_usable() {
             return Err(ChunkError::NoChunk);
         }
-        if volume.recovering.get() {
+        if volume.recovering.get() || volume.health.hangs() {
             return Err(ChunkError::Busy);
         }
         Ok(self.handle(id))
@@ -258,8 +258,9 @@ impl Store {
         volume: Rc<Volume>,
         path: PathBuf,
     ) -> Result<OpenFile, ChunkError> {
+        let _under_way = volume.health.begin(self.ring.now());
         let (file, form, file_blocks, alignment) = self.open_file(&volume, &path).await?;
-        let mut scratch = self.scratch.take().await;
+        let mut scratch = self.scratch.take(&volume).await;
         let front_bytes = form.data_offset() as usize;
         let (result, piece) = file.read_at(scratch.take().slice(0..front_bytes), 0).await;
         scratch.put(piece.into_inner());
@@ -327,7 +328,7 @@ impl Store {
     async fn write_header(&self, open: &OpenFile, id: ChunkId, version: Version) -> io::Result<()> {
         let words = HeaderWords { minor: open.minor, id, version };
         let header_bytes = open.form.header_bytes() as usize;
-        let (file, mut scratch) = (open.file.clone(), self.scratch.take().await);
+        let (file, mut scratch) = (open.file.clone(), self.scratch.take(&open.volume).await);
         scratch.payload_mut()[..header_bytes].fill(0);
         scratch.payload_mut()[..20].copy_from_slice(&encode_header(words));
         let (result, piece) = file.write_all_at(scratch.take().slice(0..header_bytes), 0).await;
@@ -354,27 +355,33 @@ impl Store {
         place.version.0 & !Version::MARKED_FOR_REMOVAL | mark
     }
 
-    /// Closes chunks that nobody has used for a while, and more of them when many are open.
-    pub(crate) async fn close_idle(&self) {
+    /// Closes chunks that nobody has used for a while, and more of them when many are open. Waits for no disk.
+    pub(crate) fn close_idle(self: &Rc<Self>) {
         let now = self.ring.now();
         let mut idle: Vec<(Instant, Rc<Chunk>)> =
             self.in_use.borrow().values().map(|chunk| (chunk.last_used.get(), chunk.clone())).collect();
         idle.sort_by_key(|(last_used, _)| *last_used);
         let surplus = idle.len().saturating_sub(IDLE_OPEN_MAX);
         for (at, (last_used, chunk)) in idle.into_iter().enumerate() {
-            // Two holders: the map and this list.
-            let unused = Rc::strong_count(&chunk) == 2 && chunk.lock.is_idle() && chunk.write_sessions.get() == 0;
-            if !unused || (at >= surplus && now - last_used < IDLE_OPEN) {
+            if !chunk.is_unused() || (at >= surplus && now - last_used < IDLE_OPEN) {
                 continue;
             }
-            if chunk.has_unwritten_sums() && self.write_table(&chunk).await.is_err() {
-                continue;
-            }
-            if Rc::strong_count(&chunk) == 2 && chunk.lock.is_idle() && !chunk.has_unwritten_sums() {
-                chunk.state.take();
-                self.in_use.borrow_mut().remove(&chunk.id);
+            if !chunk.has_unwritten_sums() {
+                self.close(&chunk);
+            } else if chunk.volume().is_some_and(|volume| !volume.health.hangs()) {
+                let store = self.clone();
+                self.ring.spawn(async move {
+                    if store.write_table(&chunk).await.is_ok() && chunk.is_unused() && !chunk.has_unwritten_sums() {
+                        store.close(&chunk);
+                    }
+                });
             }
         }
+    }
+
+    fn close(&self, chunk: &Chunk) {
+        chunk.state.take();
+        self.in_use.borrow_mut().remove(&chunk.id);
     }
 }
 
@@ -398,6 +405,11 @@ impl Chunk {
             write_sessions: Cell::new(0),
             last_used: Cell::new(now),
         }
+    }
+
+    /// Has nobody a handle, but for the map and whoever asks?
+    fn is_unused(self: &Rc<Self>) -> bool {
+        Rc::strong_count(self) == 2 && self.lock.is_idle() && self.write_sessions.get() == 0
     }
 
     /// Errors: `NoChunk` if it was deleted meanwhile, `WrongVersion`.

@@ -46,6 +46,7 @@ impl Store {
         let place = self.place(id)?;
         super::check_version(place.version, version)?;
         let volume = self.volume(place.volume);
+        let _under_way = volume.health.begin(self.ring.now());
         let path = volume.chunk_path(place.subfolder, id, place.version);
         let mut blocks = chunk.blocks();
         if chunk.state.borrow().is_none() && volume.has_limit() {
@@ -139,8 +140,9 @@ impl Store {
 
     async fn truncate_held(&self, chunk: &Rc<Chunk>, length_bytes: u32, new: Version) -> Result<(), ChunkError> {
         self.write_table(chunk).await?;
-        let last = self.last_block_after_cut(chunk, length_bytes).await;
         let volume = chunk.volume().ok_or(ChunkError::NoChunk)?;
+        let _turn = volume.truncations.acquire(1).await;
+        let last = self.last_block_after_cut(chunk, length_bytes).await;
         let last = last.inspect_err(|error| self.note_fault(chunk.id, &volume, error))?;
         let last_sum = last.as_ref().map_or(Crc(0), |(_, sum)| *sum);
         if let Some(log) = &volume.intents {
@@ -166,12 +168,12 @@ impl Store {
         let within_bytes = (length_bytes % BLOCK_BYTES) as usize;
         let block = BlockIndex::new(length_bytes / BLOCK_BYTES).filter(|block| block.number() < chunk.blocks());
         let Some(block) = block.filter(|_| within_bytes > 0) else { return Ok(None) };
-        let (file, position, sum) = {
+        let (file, volume, position, sum) = {
             let state = chunk.state.borrow();
             let open = state.as_ref().ok_or(ChunkError::NoChunk)?;
-            (open.file.clone(), open.form.block_offset(block), open.sums.get(block))
+            (open.file.clone(), open.volume.clone(), open.form.block_offset(block), open.sums.get(block))
         };
-        let mut scratch = self.scratch.take().await;
+        let mut scratch = self.scratch.take(&volume).await;
         let (result, buffer) = file.read_at(scratch.take(), position).await;
         scratch.put(buffer);
         if result? != BLOCK_BYTES as usize || sum_of(scratch.payload()) != sum {
@@ -282,6 +284,7 @@ impl Store {
         place: Place,
         new: Version,
     ) -> Result<(), ChunkError> {
+        let _under_way = volume.health.begin(self.ring.now());
         let old_path = volume.chunk_path(place.subfolder, chunk.id, place.version);
         let new_path = volume.chunk_path(place.subfolder, chunk.id, new);
         self.ring.rename(&old_path, &new_path).await?;
@@ -339,6 +342,7 @@ impl Store {
 
     async fn begin_reserved(&self, id: ChunkId) -> Result<(Rc<Volume>, File), ChunkError> {
         let volume = self.choose_volume().ok_or(ChunkError::NoSpace)?;
+        let _under_way = volume.health.begin(self.ring.now());
         let direct = volume.mode.get() == crate::settings::IoMode::Direct;
         let mode = self.settings.get().file_mode;
         let how = OpenHow { read: true, write: true, create: true, truncate: true, direct, mode, ..OpenHow::default() };
@@ -403,7 +407,8 @@ impl Store {
 
     async fn name_file(&self, new: &NewFile, version: Version, synced: bool) -> Result<Place, ChunkError> {
         let id = new.chunk.id;
-        let mut scratch = self.scratch.take().await;
+        let _under_way = new.volume.health.begin(self.ring.now());
+        let mut scratch = self.scratch.take(&new.volume).await;
         let front_bytes = Form::Aligned.data_offset() as usize;
         let header_bytes = Form::Aligned.header_bytes() as usize;
         scratch.payload_mut()[..header_bytes].fill(0);

@@ -184,12 +184,12 @@ impl Store {
     }
 
     async fn read_unverified(&self, chunk: &Rc<Chunk>, block: BlockIndex) -> Result<scratch::Scratch, ChunkError> {
-        let (file, position) = {
+        let (file, volume, position) = {
             let state = chunk.state.borrow();
             let open = state.as_ref().ok_or(ChunkError::NoChunk)?;
-            (open.file.clone(), open.form.block_offset(block))
+            (open.file.clone(), open.volume.clone(), open.form.block_offset(block))
         };
-        let mut scratch = self.scratch.take().await;
+        let mut scratch = self.scratch.take(&volume).await;
         let (result, buffer) = file.read_at(scratch.take(), position).await;
         scratch.put(buffer);
         if result? == BLOCK_BYTES as usize { Ok(scratch) } else { Err(ChunkError::BadLength) }

@@ -2,7 +2,8 @@
 //!
 //! Whoever holds a pool buffer with received data may need one more to finish (the old part of a block, a table). If
 //! those came from the pool too, all buffers could end up with holders that wait for one another. Work that holds
-//! scratch never waits for the pool or for more scratch.
+//! scratch never waits for the pool or for more scratch, but for truncations, of which a disk has only so many at a
+//! time. No disk gets more than a part of them: one that hangs keeps what it has.
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
@@ -11,8 +12,15 @@ use std::rc::Rc;
 use ring::local::{Permit, Semaphore};
 use ring::{Block, Ring};
 
+use crate::volume::Volume;
+
 /// Buffers kept aside.
-const SCRATCH_BLOCKS: usize = 16;
+const SCRATCH_BLOCKS: usize = 24;
+/// Those that work on one disk may hold.
+pub(crate) const SCRATCH_OF_A_DISK: usize = 8;
+/// Truncations of one disk at a time: each may need two.
+pub(crate) const TRUNCATIONS_OF_A_DISK: usize = 4;
+const _: () = assert!(2 * TRUNCATIONS_OF_A_DISK <= SCRATCH_OF_A_DISK && 2 * SCRATCH_OF_A_DISK < SCRATCH_BLOCKS);
 
 pub(crate) struct ScratchPool {
     ring: Ring,
@@ -33,14 +41,16 @@ impl ScratchPool {
         }
     }
 
-    pub(crate) async fn take(&self) -> Scratch {
+    /// A buffer for work on `volume`.
+    pub(crate) async fn take(&self, volume: &Volume) -> Scratch {
+        let share = volume.scratch_share.acquire(1).await;
         let permit = self.permits.acquire(1).await;
         let kept = self.free.borrow_mut().pop();
         let block = match kept {
             Some(block) => block,
             None => self.ring.wait_buffer().await, // its last holder was cancelled
         };
-        Scratch { block: Some(block), home: self.free.clone(), _permit: permit }
+        Scratch { block: Some(block), home: self.free.clone(), _permits: [share, permit] }
     }
 }
 
@@ -48,7 +58,7 @@ impl ScratchPool {
 pub(crate) struct Scratch {
     block: Option<Block>,
     home: Rc<RefCell<Vec<Block>>>,
-    _permit: Permit,
+    _permits: [Permit; 2],
 }
 
 impl Scratch {

@@ -5,6 +5,7 @@
 //! name, which tells the version.
 
 use std::io;
+use std::rc::Rc;
 
 use ring::File;
 use wire::{ChunkId, Version};
@@ -65,14 +66,22 @@ impl Store {
         Ok(())
     }
 
-    /// `checkpoint` of each volume; what fails counts against the disk and is tried again.
-    pub(crate) async fn checkpoint_all(&self) {
+    /// `checkpoint` of each volume, side by side, since one may hang; what fails counts against the disk and is tried
+    /// again.
+    pub(crate) fn checkpoint_all(self: &Rc<Self>) {
         let volumes = self.volumes.borrow().clone();
-        for volume in volumes.iter().filter(|volume| volume.is_usable()) {
-            if let Err(error) = self.checkpoint(volume).await {
-                tracing::error!("{}: cannot be synced: {error}", volume.folder.display());
-                self.reports.disk_error();
+        for volume in volumes.into_iter().filter(|volume| volume.is_usable()) {
+            if volume.syncing.replace(true) {
+                continue;
             }
+            let store = self.clone();
+            self.ring.spawn(async move {
+                if let Err(error) = store.checkpoint(&volume).await {
+                    tracing::error!("{}: cannot be synced: {error}", volume.folder.display());
+                    store.reports.disk_error();
+                }
+                volume.syncing.set(false);
+            });
         }
     }
 }

@@ -104,3 +104,106 @@ fn a_log_that_cannot_be_written_stops_changes_and_nothing_else() {
         })
         .expect("the server answers");
 }
+
+#[test]
+fn a_disk_that_hangs_holds_up_nobody_else_and_is_used_again_when_it_answers() {
+    for io_mode in [IoMode::Direct, IoMode::Buffered] {
+        let world = World::new(5, Settings::default());
+        let bed = sim_bed(&world, io_mode);
+        let (server, control) = (world.node(bed.nodes[1].ip), world.node(bed.nodes[0].ip));
+        let in_it = bed.clone();
+        let (running, on_a, on_b) = world
+            .run(control, |_| async move {
+                let listener = Master::listen(&in_it.nodes[0]);
+                let settings = crate::volumes::with_folders(&in_it, &["a", "b"]).await;
+                let running = in_it.start_with(1, settings).await;
+                let mut master = Master::accept(&in_it.nodes[0].ring, &listener).await;
+                let (mut on_a, mut on_b) = (Vec::new(), Vec::new());
+                for id in 1..=60 {
+                    assert_eq!(master.create(id, 1).await, Status::OK);
+                    in_it.client(1).await.write(id, 1, &[], 0, &noise(id, 70_000)).await;
+                    let is_on_a = in_it.nodes[1].chunk_path_in("a", id, 1).await.is_some();
+                    if is_on_a { on_a.push(id) } else { on_b.push(id) }
+                }
+                in_it.sleep(Duration::from_secs(15)).await; // until idle chunks are closed
+                (running, on_a, on_b)
+            })
+            .expect("the server starts");
+        assert!(on_a.len() >= 25 && on_b.len() >= 25, "new chunks are spread");
+        world.break_disk(server, &bed.nodes[1].root.join("a"), DiskFault::Hangs);
+        let (in_it, first, on_b_now) = (bed.clone(), on_a[0], on_b.clone());
+        world
+            .run(control, |ring| async move {
+                let mut stuck = Vec::new();
+                for id in on_a.clone() {
+                    let bed = in_it.clone();
+                    stuck.push(ring.spawn(async move { bed.client(1).await.read(id, 1, 0, 70_000).await }));
+                }
+                for id in &on_b_now {
+                    assert!(in_it.client(1).await.read_ok(*id, 1, 0, 70_000).await == noise(*id, 70_000));
+                    in_it.client(1).await.write(*id, 1, &[], 100, b"new").await;
+                }
+                in_it.sleep(Duration::from_secs(8)).await;
+                assert_eq!(in_it.client(1).await.read(first, 1, 0, 10).await, (vec![], Status::NOTDONE));
+                assert_eq!(&in_it.client(1).await.read_ok(on_b_now[0], 1, 100, 3).await, b"new");
+            })
+            .expect("the other disk is served");
+        world.mend_disk(server);
+        let in_it = bed.clone();
+        world
+            .run(control, |_| async move {
+                in_it.sleep(Duration::from_secs(3)).await;
+                assert!(in_it.client(1).await.read_ok(first, 1, 0, 70_000).await == noise(first, 70_000));
+                running.stop().await;
+            })
+            .expect("the disk is used again");
+    }
+}
+
+#[test]
+fn chunks_of_a_lost_disk_can_be_made_again_on_another_disk_of_the_server() {
+    let world = World::new(6, Settings::default());
+    let bed = sim_bed(&world, IoMode::Direct);
+    let (server, control) = (world.node(bed.nodes[1].ip), world.node(bed.nodes[0].ip));
+    let in_it = bed.clone();
+    let (mut servers, on_a) = world
+        .run(control, |_| async move {
+            let listener = Master::listen(&in_it.nodes[0]);
+            let settings = crate::volumes::with_folders(&in_it, &["a", "b"]).await;
+            let mut servers = vec![(in_it.start_with(1, settings).await, None)];
+            servers[0].1 = Some(Master::accept(&in_it.nodes[0].ring, &listener).await);
+            let other = in_it.start(2).await;
+            servers.push((other, Some(Master::accept(&in_it.nodes[0].ring, &listener).await)));
+            let mut on_a = Vec::new();
+            for id in 1..=10 {
+                for (_, master) in &mut servers {
+                    assert_eq!(master.as_mut().unwrap().create(id, 1).await, Status::OK);
+                }
+                in_it.client(1).await.write(id, 1, &[&in_it.nodes[2]], 0, &noise(id, 70_000)).await;
+                if in_it.nodes[1].chunk_path_in("a", id, 1).await.is_some() {
+                    on_a.push(id);
+                }
+            }
+            in_it.sleep(Duration::from_secs(15)).await;
+            (servers, on_a)
+        })
+        .expect("the servers start");
+    assert!(on_a.len() > 3);
+    world.break_disk(server, &bed.nodes[1].root.join("a"), DiskFault::Reads);
+    let in_it = bed.clone();
+    world
+        .run(control, |_| async move {
+            let master = servers[0].1.as_mut().unwrap();
+            for id in &on_a[..3] {
+                assert_eq!(in_it.client(1).await.read(*id, 1, 0, 10).await, (vec![], Status::IO));
+            }
+            let lost: CstomaChunkLost = master.report().await;
+            assert_eq!(lost.chunks, on_a.iter().map(|id| ChunkId(*id)).collect::<Vec<_>>());
+            for id in on_a {
+                assert_eq!(master.replicate(id, 1, &in_it.nodes[2]).await, Status::OK);
+                assert!(in_it.nodes[1].chunk_path_in("b", id, 1).await.is_some());
+                assert!(in_it.client(1).await.read_ok(id, 1, 0, 70_000).await == noise(id, 70_000));
+            }
+        })
+        .expect("the chunks are made again");
+}

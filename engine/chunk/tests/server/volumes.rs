@@ -12,7 +12,7 @@ use crate::support::master::Master;
 use crate::support::{Bed, everywhere, in_sim, noise, sim_bed};
 
 /// Settings of node 1 with these folders beside each other in its root.
-async fn with_folders(bed: &Bed, names: &[&str]) -> Settings {
+pub(crate) async fn with_folders(bed: &Bed, names: &[&str]) -> Settings {
     let node = &bed.nodes[1];
     node.prepare().await;
     let mut folders = Vec::new();

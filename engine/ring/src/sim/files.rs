@@ -105,6 +105,30 @@ impl State {
         Ok(self.new_fd(Handle::File(OpenFile { node, inode, path: path.to_owned(), flags })))
     }
 
+    /// Whether the operation is one on a part of a disk that hangs.
+    pub(super) fn hangs(&self, node: u32, request: &Request<'_>) -> bool {
+        let faults = &self.nodes[node as usize].faults;
+        if !faults.iter().any(|(_, fault)| *fault == DiskFault::Hangs) {
+            return false;
+        }
+        let path = match request {
+            Request::Open { path, .. } | Request::Remove { path, .. } | Request::MakeFolder { path } => path_of(path),
+            Request::Stat { file: libc::AT_FDCWD, path, .. } => path_of(path),
+            Request::Rename { from, .. } => path_of(from),
+            Request::Stat { file, .. }
+            | Request::Read { file, .. }
+            | Request::Write { file, .. }
+            | Request::Sync { file }
+            | Request::Truncate { file, .. }
+            | Request::Allocate { file, .. } => match self.file(*file) {
+                Ok(open) => &open.path,
+                Err(_) => return false,
+            },
+            _ => return false,
+        };
+        faults.iter().any(|(prefix, fault)| *fault == DiskFault::Hangs && path.starts_with(prefix))
+    }
+
     fn file(&self, fd: RawFd) -> Outcome<&OpenFile> {
         match self.handles.get(&fd) {
             Some(Handle::File(file)) => Ok(file),

@@ -89,6 +89,8 @@ pub enum DiskFault {
     Full,
     /// Every operation of the node takes so much longer.
     Slow(Duration),
+    /// Nothing comes back, until `mend_disk`. Listings and questions for space are answered all the same.
+    Hangs,
 }
 
 fn micros(duration: Duration) -> u64 {

@@ -80,6 +80,9 @@ pub(super) enum Event {
     SettleNames { node: u32 },
 }
 
+/// How often an operation on a disk that hangs is tried again.
+const HANG_LOOK_MICROS: u64 = 100_000;
+
 impl State {
     pub(super) fn new(seed: u64, settings: Settings) -> State {
         State {
@@ -194,6 +197,9 @@ impl State {
     fn perform(&mut self, key: Key, table: &mut Table) {
         let Some(node) = self.node_of(key) else { return };
         let Some(request) = table.request(key) else { return };
+        if self.hangs(node, &request) {
+            return self.schedule(HANG_LOOK_MICROS, Event::Perform(key));
+        }
         let result = match request {
             Request::Accept { socket } => self.accept(key, socket),
             Request::Connect { socket, to } => self.connect(key, node, socket, to),
