@@ -6,6 +6,7 @@
 //! master      port 9420: registration, reports, orders;                 replicate  a copy from another server
 //! store       volumes, registry, chunks in use: read and write a block, the operations, recovery, disks that come and go
 //! scan chunkdb  which files a disk has: its folders, and the list that a clean stop left;  health  disks that hang
+//! counters charts disk_stats  what the monitor is told
 //! layout sums registry folders error   pure: bytes of a chunk file, arithmetic of sums, which file is which chunk
 //! ```
 //!
@@ -15,7 +16,10 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::cast_possible_truncation, reason = "numbers of blocks, bytes in a chunk and sub-folders are bounded")]
 
+mod charts;
 mod chunkdb;
+mod counters;
+mod disk_stats;
 mod error;
 mod fair_lock;
 pub mod folders;

@@ -13,6 +13,7 @@ use wire::limits::{CHUNKSERVER_FROM_MASTER_BYTES_MAX, HEADER_BYTES};
 use wire::types::ChunkReport;
 use wire::*;
 
+use crate::counters::Counters;
 use crate::error::ChunkError;
 use crate::replicate::replicate;
 use crate::serve::questions;
@@ -230,6 +231,7 @@ impl Session {
             }
             let payload = reader.buffered()[HEADER_BYTES..whole].to_vec();
             reader.consume(whole);
+            self.server.store.counters.master_in_bytes.add(whole as u64);
             match self.take(header.kind, &payload).await {
                 Ok(None) => {}
                 Ok(Some(end)) => return end,
@@ -367,6 +369,7 @@ impl Session {
             {
                 bytes.extend_from_slice(&packet);
             }
+            self.server.store.counters.master_out_bytes.add(bytes.len() as u64);
             match self.server.ring.timeout(SEND_MAX, stream.send_all(bytes)).await {
                 Ok((Ok(()), _)) => {}
                 Ok((Err(error), _)) => return error.to_string(),
@@ -523,6 +526,7 @@ impl Order {
 
     async fn operate(&self, server: &Rc<Server>) -> Result<(), ChunkError> {
         let store = &server.store;
+        self.count(&store.counters);
         match self {
             Order::Create(order) => store.create(order.chunkid, order.version).await,
             Order::Delete(order) => store.delete(order.chunkid, order.version).await,
@@ -545,6 +549,21 @@ impl Order {
             Order::Chunkop(order) => store.chunkop(order).await,
             Order::Blocks(_) | Order::Checksum(_) | Order::ChecksumTab(_) => Ok(()),
         }
+    }
+
+    fn count(&self, counters: &Counters) {
+        let count = match self {
+            Order::Create(_) => &counters.created,
+            Order::Delete(_) => &counters.deleted,
+            Order::SetVersion(_) => &counters.versions_set,
+            Order::Duplicate(_) => &counters.duplicated,
+            Order::Duptrunc(_) => &counters.duptruncated,
+            Order::Truncate(_) => &counters.truncated,
+            Order::Replicate(_) => &counters.replicated,
+            Order::Chunkop(_) => &counters.changed,
+            Order::Blocks(_) | Order::Checksum(_) | Order::ChecksumTab(_) => return,
+        };
+        count.add(1);
     }
 
     fn answer(&self, status: Status) -> Vec<u8> {

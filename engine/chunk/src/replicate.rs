@@ -63,6 +63,7 @@ async fn copy(
         let (result, piece) = received.map_err(|_| DISCONNECTED)?;
         result.map_err(|_| DISCONNECTED)?;
         buffer = piece.into_inner();
+        store.counters.replication_in_bytes.add(u64::from(BLOCK_BYTES));
         if sum_of(buffer.payload()) != head.crc {
             return Err(ChunkError::Peer(Status::CRC));
         }

@@ -13,6 +13,7 @@ use ring::{JoinHandle, Ring};
 use wire::types::Name;
 use wire::{Ip4, MetaId};
 
+use crate::charts::Charts;
 use crate::master::{self, LifeEnd};
 use crate::serve::accept_loop;
 use crate::serve::peers::Peers;
@@ -100,6 +101,7 @@ pub async fn run_with_reloads(
         reloaded: Notify::new(),
         reloads: Cell::new(0),
         accepting: RefCell::default(),
+        charts: RefCell::new(Charts::new(ring.wall_micros() / 60_000_000)),
         ring: ring.clone(),
         settings,
         store,
@@ -114,6 +116,7 @@ pub async fn run_with_reloads(
         ring.spawn(server.peers.clone().beat()),
         ring.spawn(server.store.clone().background()),
         ring.spawn(server.clone().take_reloads(reloads)),
+        ring.spawn(server.clone().keep_charts()),
     ];
     *server.accepting.borrow_mut() = Some(ring.spawn(accept_loop(server.clone(), listener)));
     ready();
@@ -133,6 +136,7 @@ pub async fn run_with_reloads(
     };
     background.iter().chain(&server.accepting.take()).for_each(JoinHandle::abort);
     server.end_requests().await;
+    server.save_charts().await;
     result
 }
 
@@ -156,6 +160,7 @@ pub(crate) struct Server {
     pub(crate) reloaded: Notify,
     pub(crate) reloads: Cell<u32>,
     accepting: RefCell<Option<JoinHandle<()>>>,
+    pub(crate) charts: RefCell<Charts>,
 }
 
 /// Tasks that serve connections, so that a stop can end them.

@@ -7,7 +7,6 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Duration;
 
 use ring::local::Semaphore;
 use ring::{File, Instant, JoinHandle, OpenHow, Ring};
@@ -15,6 +14,7 @@ use wire::limits::BLOCK_BYTES;
 use wire::{ChunkId, MetaId, Version};
 
 use crate::chunkdb::{FoundIndex, find_index};
+use crate::disk_stats::DiskCounters;
 use crate::folders::{FolderLine, SpaceLimit};
 use crate::health::Health;
 use crate::intents::IntentLog;
@@ -93,31 +93,6 @@ pub(crate) struct DiskError {
     pub(crate) wall_sec: u32,
     /// EIO, EROFS, ENOENT: the disk itself fails.
     pub(crate) hard: bool,
-}
-
-/// Counters of a disk since the start.
-#[derive(Default)]
-pub(crate) struct DiskCounters {
-    pub(crate) read: OperationCounter,
-    pub(crate) write: OperationCounter,
-}
-
-#[derive(Default)]
-pub(crate) struct OperationCounter {
-    pub(crate) bytes: Cell<u64>,
-    pub(crate) count: Cell<u32>,
-    pub(crate) micros: Cell<u64>,
-    pub(crate) micros_max: Cell<u32>,
-}
-
-impl OperationCounter {
-    pub(crate) fn add(&self, bytes: u64, took: Duration) {
-        let micros = took.as_micros().min(u128::from(u32::MAX)) as u32;
-        self.bytes.set(self.bytes.get() + bytes);
-        self.count.set(self.count.get().wrapping_add(1));
-        self.micros.set(self.micros.get() + u64::from(micros));
-        self.micros_max.set(self.micros_max.get().max(micros));
-    }
 }
 
 /// Why a folder cannot be used.

@@ -7,6 +7,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "widths are the protocol's: each cast here cuts on purpose")]
 
 pub mod any;
+pub mod charts;
 pub mod chunkserver;
 pub mod codec;
 pub mod data;
@@ -20,6 +21,7 @@ mod status;
 pub mod types;
 
 pub use any::*;
+pub use charts::*;
 pub use chunkserver::{
     CstomaChunkDamaged, CstomaChunkLost, CstomaChunkNew, CstomaChunkop, CstomaCreate, CstomaCurrentLoad, CstomaDelete,
     CstomaDuplicate, CstomaDuptrunc, CstomaErrorOccurred, CstomaLabels, CstomaReplicate, CstomaSetVersion, CstomaSpace,

@@ -164,12 +164,14 @@ impl Connection {
             0..=2 => self.skip(header.length).await,
             CltocsRead::TYPE => {
                 let request = self.control::<CltocsRead>(header).await?;
+                self.server.store.counters.reads.add(1);
                 self.read(request).await?;
                 self.renew();
                 Ok(())
             }
             CltocsWrite::TYPE => {
                 let request = self.control::<CltocsWrite>(header).await?;
+                self.server.store.counters.writes.add(1);
                 self.write(request).await?;
                 self.renew();
                 Ok(())
@@ -212,6 +214,7 @@ impl Connection {
         let bytes = self.reader.buffered().first_chunk::<HEADER_BYTES>().expect("the caller waited for a header");
         let header = Header::decode(bytes);
         self.reader.consume(HEADER_BYTES);
+        self.server.store.counters.served_in_bytes.add(HEADER_BYTES as u64 + u64::from(header.length));
         if header.length > DATA_PORT_BYTES_MAX {
             return Err(Hangup::TooLong { kind: header.kind, length: header.length });
         }
@@ -251,6 +254,7 @@ impl Connection {
         let sent = self.server.ring.timeout(SEND_MAX, self.stream.send_all(bytes)).await;
         let (result, bytes) = sent.map_err(|_| Hangup::Stuck)?;
         result?;
+        self.server.store.counters.served_out_bytes.add(bytes.as_bytes().len() as u64);
         self.last_sent = self.server.ring.now();
         Ok(bytes)
     }

@@ -8,6 +8,7 @@ use wire::{
     CstoanChunkChecksumError, CstoanChunkChecksumTab, CstoanChunkChecksumTabError, CstoclHddList, CstoclSyncChunk,
     Header, Packet, Status, Version, VersionWord,
 };
+use wire::{AntoclChart, AntoclMonotonicData, CltoanChart, CltoanChartData, CltoanMonotonicData};
 
 use super::{Connection, Hangup};
 use crate::error::ChunkError;
@@ -51,6 +52,19 @@ impl Connection {
             CltocsHddList::TYPE => {
                 self.control::<CltocsHddList>(header).await?;
                 CstoclHddList { disks: server.store.disk_entries() }.encode()
+            }
+            CltoanMonotonicData::TYPE => {
+                self.control::<CltoanMonotonicData>(header).await?;
+                let counters = wire::Counters(server.totals_now().await.to_vec());
+                AntoclMonotonicData { counters, disks: server.store.disk_totals() }.encode()
+            }
+            CltoanChartData::TYPE => {
+                let CltoanChartData { chart, entries_max } = self.control(header).await?;
+                server.charts.borrow().answer(chart, entries_max)
+            }
+            CltoanChart::TYPE => {
+                let CltoanChart { chart, size } = self.control(header).await?;
+                AntoclChart { picture: Rest(server.charts.borrow().picture(chart, size)) }.encode()
             }
             kind => return Err(Hangup::UnknownType(kind)),
         };

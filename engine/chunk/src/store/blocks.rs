@@ -366,9 +366,11 @@ impl Store {
             let settled_before = open.writes_under_way.values().copied().min().unwrap_or(next_page);
             (open.file.clone(), open.volume.clone(), open.form.table_offset(), settled_before)
         };
-        let _under_way = volume.health.begin(self.ring.now());
+        let started = self.ring.now();
+        let _under_way = volume.health.begin(started);
         let (mut result, piece) = file.write_all_at(scratch.take().slice(0..TABLE_BYTES), position).await;
         scratch.put(piece.into_inner());
+        volume.stats.header_write.add(TABLE_BYTES as u64, self.ring.now() - started);
         if result.is_ok() && self.settings.is_synced() {
             result = file.datasync().await;
         }

@@ -173,6 +173,7 @@ impl Store {
             return Ok(()); // in use: it is being verified by its readers
         }
         let chunk = self.open(id, version).await?;
+        self.counters.tested.add(1);
         for block in (0..chunk.blocks()).filter_map(|block| BlockIndex::new(u32::from(block))) {
             self.ring.sleep(self.block_time()).await;
             let buffer = self.ring.wait_buffer().await;

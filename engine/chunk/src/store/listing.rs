@@ -1,11 +1,12 @@
 //! What the master and the tools are told of the disks.
 
-use wire::data::{DiskEntry, DiskStats};
-use wire::{ChunkId, ServerSpace};
+use wire::data::DiskEntry;
+use wire::{ChunkId, DiskTotal, DiskTotals, ServerSpace};
 
 use super::Store;
+use crate::disk_stats::no_stats;
 use crate::folders::FolderLine;
-use crate::volume::{OperationCounter, Volume, VolumeState};
+use crate::volume::{Volume, VolumeState};
 
 impl Store {
     /// Sums over the disks, for the master. Spec 40, 3.1.
@@ -25,6 +26,16 @@ impl Store {
             }
         }
         sum
+    }
+
+    /// The disks in use with what they did since the start. Spec 70, 6.5.
+    pub(crate) fn disk_totals(&self) -> DiskTotals {
+        let volumes = self.volumes.borrow();
+        let totals = volumes.iter().filter(|volume| volume.is_ours()).map(|volume| {
+            let DiskEntry { path, flags, errchunkid, errtime, used, total, chunks, .. } = disk_entry(volume);
+            DiskTotal { path, flags, errchunkid, errtime, used, total, chunks, stats: volume.stats.totals() }
+        });
+        DiskTotals(Some(totals.collect()))
     }
 
     /// The disks as tools see them, last line first. Spec 20, 8.2.
@@ -55,7 +66,7 @@ fn disk_entry(volume: &Volume) -> DiskEntry {
         VolumeState::Ready => (space.total_bytes.saturating_sub(space.available_bytes), space.total_bytes, 0),
         VolumeState::Damaged | VolumeState::Leaving | VolumeState::Gone => (0, 0, DAMAGED),
     };
-    let stats = disk_stats(volume);
+    let stats = volume.stats.recent();
     DiskEntry {
         path: volume.line().shown_path(),
         flags: mark | state_flag,
@@ -64,7 +75,7 @@ fn disk_entry(volume: &Volume) -> DiskEntry {
         used,
         total,
         chunks: volume.chunks.get(),
-        stats: [stats.clone(), stats.clone(), stats],
+        stats,
     }
 }
 
@@ -79,42 +90,5 @@ fn unusable_entry(line: &FolderLine) -> DiskEntry {
         total: 0,
         chunks: 0,
         stats: [none.clone(), none.clone(), none],
-    }
-}
-
-fn disk_stats(volume: &Volume) -> DiskStats {
-    let counters = |counter: &OperationCounter| {
-        (counter.bytes.get(), counter.micros.get(), counter.count.get(), counter.micros_max.get())
-    };
-    let (rbytes, usecread, rops, usecreadmax) = counters(&volume.stats.read);
-    let (wbytes, usecwrite, wops, usecwritemax) = counters(&volume.stats.write);
-    DiskStats {
-        rbytes,
-        wbytes,
-        usecread,
-        usecwrite,
-        usecfsync: 0,
-        rops,
-        wops,
-        fsyncops: 0,
-        usecreadmax,
-        usecwritemax,
-        usecfsyncmax: 0,
-    }
-}
-
-fn no_stats() -> DiskStats {
-    DiskStats {
-        rbytes: 0,
-        wbytes: 0,
-        usecread: 0,
-        usecwrite: 0,
-        usecfsync: 0,
-        rops: 0,
-        wops: 0,
-        fsyncops: 0,
-        usecreadmax: 0,
-        usecwritemax: 0,
-        usecfsyncmax: 0,
     }
 }

@@ -24,6 +24,7 @@ use std::time::Duration;
 use ring::{File, Instant, IoBufExt, OpenHow, Ring};
 use wire::{ChunkId, Version};
 
+use crate::counters::Counters;
 use crate::error::ChunkError;
 use crate::fair_lock::{FairLock, Guard, Hold, Turn};
 use crate::intents::record::Repair;
@@ -51,6 +52,7 @@ pub(crate) struct Store {
     pub(crate) volumes: RefCell<Vec<Rc<Volume>>>,
     pub(crate) registry: RefCell<Registry>,
     pub(crate) reports: Reports,
+    pub(crate) counters: Counters,
     pub(crate) duplicates: RefCell<Vec<Duplicate>>,
     /// Volumes whose files are being listed.
     scans_under_way: Cell<u32>,
@@ -118,6 +120,7 @@ impl Store {
             volumes: RefCell::default(),
             registry: RefCell::default(),
             reports: Reports::default(),
+            counters: Counters::default(),
             duplicates: RefCell::default(),
             scans_under_way: Cell::new(0),
             scratch: ScratchPool::new(ring),
@@ -262,7 +265,9 @@ impl Store {
         let (file, form, file_blocks, alignment) = self.open_file(&volume, &path).await?;
         let mut scratch = self.scratch.take(&volume).await;
         let front_bytes = form.data_offset() as usize;
+        let started = self.ring.now();
         let (result, piece) = file.read_at(scratch.take().slice(0..front_bytes), 0).await;
+        volume.stats.header_read.add(front_bytes as u64, self.ring.now() - started);
         scratch.put(piece.into_inner());
         if result? != front_bytes {
             return Err(ChunkError::BadLength);

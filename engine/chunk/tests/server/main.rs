@@ -4,6 +4,7 @@
 
 mod crashes;
 mod disks;
+mod monitor;
 mod operations;
 mod port;
 mod registration;

@@ -1,0 +1,207 @@
+//! What a server counts while it works, and the minute by minute account of it for the monitor. Spec 70, 6.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use ring::Ring;
+
+use crate::charts::{Charts, SERIES_COUNT, Sample};
+use crate::server::Server;
+
+/// How often the load is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// The charts' file in the data path. Spec 70, 6.2.
+const FILE_NAME: &str = "csstats.mfs";
+/// How long one tick of the CPU times in /proc is.
+const TICK_MICROS: u64 = 10_000;
+/// Minutes between two writings of the file.
+const SAVE_MINUTES: u64 = 60;
+
+/// Totals since the start.
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub(crate) master_in_bytes: Count,
+    pub(crate) master_out_bytes: Count,
+    pub(crate) replication_in_bytes: Count,
+    pub(crate) replication_out_bytes: Count,
+    pub(crate) served_in_bytes: Count,
+    pub(crate) served_out_bytes: Count,
+    pub(crate) reads: Count,
+    pub(crate) writes: Count,
+    pub(crate) replicated: Count,
+    pub(crate) created: Count,
+    pub(crate) deleted: Count,
+    pub(crate) versions_set: Count,
+    pub(crate) duplicated: Count,
+    pub(crate) truncated: Count,
+    pub(crate) duptruncated: Count,
+    pub(crate) tested: Count,
+    pub(crate) moved: Count,
+    pub(crate) changed: Count,
+}
+
+#[derive(Default)]
+pub(crate) struct Count(Cell<u64>);
+
+impl Count {
+    pub(crate) fn add(&self, more: u64) {
+        self.0.set(self.0.get() + more);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.get()
+    }
+}
+
+/// Memory of this process now, and the CPU time it has used.
+#[derive(Clone, Copy, Default)]
+struct Process {
+    user_micros: u64,
+    system_micros: u64,
+    resident_bytes: u64,
+    virtual_bytes: u64,
+}
+
+impl Process {
+    /// Zeros where the system does not say.
+    async fn look(ring: &Ring) -> Process {
+        let text = |path: &'static str| async move {
+            let bytes = ring.read_file(std::path::Path::new(path)).await.unwrap_or_default();
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
+        let stat = text("/proc/self/stat").await;
+        // The name in brackets may hold blanks; the 12th and 13th words behind it are the times.
+        let words: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_ascii_whitespace().collect();
+        let ticks = |at: usize| words.get(at).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+        let status = text("/proc/self/status").await;
+        let kibibytes = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+            line.trim().split(' ').next()?.parse::<u64>().ok()
+        };
+        Process {
+            user_micros: ticks(11) * TICK_MICROS,
+            system_micros: ticks(12) * TICK_MICROS,
+            resident_bytes: kibibytes("VmRSS:").unwrap_or(0) * 1024,
+            virtual_bytes: kibibytes("VmSize:").unwrap_or(0) * 1024,
+        }
+    }
+}
+
+impl Server {
+    /// Totals of all series; those that are no totals are what they are now. Spec 70, 6.5.
+    fn totals(&self, process: Process, load: u64) -> Sample {
+        let counters = &self.store.counters;
+        let sum = |of: fn(&crate::disk_stats::DiskCounters) -> u64| {
+            self.store.volumes.borrow().iter().map(|volume| of(&volume.stats)).sum::<u64>()
+        };
+        [
+            process.user_micros,
+            process.system_micros,
+            counters.master_in_bytes.get(),
+            counters.master_out_bytes.get(),
+            counters.replication_in_bytes.get(),
+            counters.replication_out_bytes.get(),
+            counters.served_in_bytes.get(),
+            counters.served_out_bytes.get(),
+            sum(|disk| disk.header_read.bytes.get()),
+            sum(|disk| disk.header_write.bytes.get()),
+            sum(|disk| disk.header_read.count.get()),
+            sum(|disk| disk.header_write.count.get()),
+            sum(|disk| disk.read.bytes.get()),
+            sum(|disk| disk.write.bytes.get()),
+            sum(|disk| disk.read.count.get()),
+            sum(|disk| disk.write.count.get()),
+            counters.reads.get(),
+            counters.writes.get(),
+            sum(|disk| disk.read.micros.get()) * 1000,
+            sum(|disk| disk.write.micros.get()) * 1000,
+            counters.replicated.get(),
+            counters.created.get(),
+            counters.deleted.get(),
+            counters.versions_set.get(),
+            counters.duplicated.get(),
+            counters.truncated.get(),
+            counters.duptruncated.get(),
+            counters.tested.get(),
+            load,
+            process.resident_bytes,
+            process.virtual_bytes,
+            counters.moved.get(),
+            0,
+            counters.changed.get(),
+        ]
+    }
+
+    /// The totals as a monitor asks for them.
+    pub(crate) async fn totals_now(&self) -> Sample {
+        self.totals(Process::look(&self.ring).await, u64::from(self.jobs()))
+    }
+
+    /// Reads the charts of the last run and adds a point to each every minute, until the task is dropped.
+    pub(crate) async fn keep_charts(self: Rc<Self>) {
+        if let Ok(file) = self.ring.read_file(&self.charts_path()).await {
+            *self.charts.borrow_mut() = Charts::decode_file(&file, self.minute());
+        }
+        let mut before = self.totals(Process::look(&self.ring).await, 0);
+        let mut minute = self.minute();
+        let mut load_max = 0;
+        loop {
+            self.ring.sleep(LOOK).await;
+            load_max = load_max.max(u64::from(self.jobs()));
+            if self.minute() == minute {
+                continue;
+            }
+            minute = self.minute();
+            let now = self.totals(Process::look(&self.ring).await, load_max);
+            self.charts.borrow_mut().add(minute, &difference(&now, &before));
+            self.store.volumes.borrow().iter().for_each(|volume| volume.stats.end_minute());
+            (before, load_max) = (now, 0);
+            if minute.is_multiple_of(SAVE_MINUTES) {
+                self.save_charts().await;
+            }
+        }
+    }
+
+    /// Errors are logged: charts are no reason to stop.
+    pub(crate) async fn save_charts(&self) {
+        let file = self.charts.borrow().encode_file();
+        let mode = self.settings.get().file_mode;
+        if let Err(error) = self.ring.write_file_durably(&self.charts_path(), mode, file).await {
+            tracing::warn!("{} cannot be written: {error}", self.charts_path().display());
+        }
+    }
+
+    fn charts_path(&self) -> std::path::PathBuf {
+        self.settings.get().data_path.join(FILE_NAME)
+    }
+
+    /// Minutes since the epoch, in UTC: the engine knows no time zone.
+    fn minute(&self) -> u64 {
+        self.ring.wall_micros() / 60_000_000
+    }
+}
+
+/// What a minute added, and the present values of what is no total.
+fn difference(now: &Sample, before: &Sample) -> Sample {
+    const GAUGES: std::ops::RangeInclusive<usize> = 28..=30;
+    let mut sample = [0; SERIES_COUNT];
+    for (at, value) in sample.iter_mut().enumerate() {
+        *value = if GAUGES.contains(&at) { now[at] } else { now[at].saturating_sub(before[at]) };
+    }
+    sample
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_minute_is_the_difference_of_totals_but_for_what_is_no_total() {
+        let (mut now, mut before) = ([0; SERIES_COUNT], [0; SERIES_COUNT]);
+        (now[20], before[20]) = (7, 5);
+        (now[28], before[28]) = (3, 9);
+        let minute = difference(&now, &before);
+        assert_eq!((minute[20], minute[28]), (2, 3));
+    }
+}

@@ -1,0 +1,144 @@
+//! Counters of one disk: since the start, and by the minute for a day. Spec 20, 8.2.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use wire::data::DiskStats;
+
+/// Minutes that are kept: a day.
+const MINUTES_MAX: usize = 24 * 60;
+
+#[derive(Default)]
+pub(crate) struct DiskCounters {
+    pub(crate) read: OperationCounter,
+    pub(crate) write: OperationCounter,
+    pub(crate) sync: OperationCounter,
+    /// Headers and tables of sums.
+    pub(crate) header_read: OperationCounter,
+    pub(crate) header_write: OperationCounter,
+    /// Totals at the end of the last minute.
+    counted: RefCell<Option<DiskStats>>,
+    /// Newest first.
+    minutes: RefCell<VecDeque<DiskStats>>,
+}
+
+#[derive(Default)]
+pub(crate) struct OperationCounter {
+    pub(crate) bytes: Cell<u64>,
+    pub(crate) count: Cell<u64>,
+    pub(crate) micros: Cell<u64>,
+    /// The longest of this minute, and of all.
+    minute_micros_max: Cell<u32>,
+    micros_max: Cell<u32>,
+}
+
+impl OperationCounter {
+    pub(crate) fn add(&self, bytes: u64, took: Duration) {
+        let micros = took.as_micros().min(u128::from(u32::MAX)) as u32;
+        self.bytes.set(self.bytes.get() + bytes);
+        self.count.set(self.count.get() + 1);
+        self.micros.set(self.micros.get() + u64::from(micros));
+        self.minute_micros_max.set(self.minute_micros_max.get().max(micros));
+        self.micros_max.set(self.micros_max.get().max(micros));
+    }
+}
+
+impl DiskCounters {
+    /// Since the start.
+    pub(crate) fn totals(&self) -> DiskStats {
+        let DiskCounters { read, write, sync, .. } = self;
+        DiskStats {
+            rbytes: read.bytes.get(),
+            wbytes: write.bytes.get(),
+            usecread: read.micros.get(),
+            usecwrite: write.micros.get(),
+            usecfsync: sync.micros.get(),
+            rops: read.count.get() as u32,
+            wops: write.count.get() as u32,
+            fsyncops: sync.count.get() as u32,
+            usecreadmax: read.micros_max.get(),
+            usecwritemax: write.micros_max.get(),
+            usecfsyncmax: sync.micros_max.get(),
+        }
+    }
+
+    /// A minute has passed.
+    pub(crate) fn end_minute(&self) {
+        let now = self.totals();
+        let before = self.counted.replace(Some(now.clone())).unwrap_or_else(no_stats);
+        let minute = DiskStats {
+            rbytes: now.rbytes - before.rbytes,
+            wbytes: now.wbytes - before.wbytes,
+            usecread: now.usecread - before.usecread,
+            usecwrite: now.usecwrite - before.usecwrite,
+            usecfsync: now.usecfsync - before.usecfsync,
+            rops: now.rops.wrapping_sub(before.rops),
+            wops: now.wops.wrapping_sub(before.wops),
+            fsyncops: now.fsyncops.wrapping_sub(before.fsyncops),
+            usecreadmax: self.read.minute_micros_max.take(),
+            usecwritemax: self.write.minute_micros_max.take(),
+            usecfsyncmax: self.sync.minute_micros_max.take(),
+        };
+        let mut minutes = self.minutes.borrow_mut();
+        minutes.push_front(minute);
+        minutes.truncate(MINUTES_MAX);
+    }
+
+    /// The last minute, hour, day.
+    pub(crate) fn recent(&self) -> [DiskStats; 3] {
+        let minutes = self.minutes.borrow();
+        [1, 60, MINUTES_MAX].map(|count| minutes.iter().take(count).fold(no_stats(), sum))
+    }
+}
+
+fn sum(a: DiskStats, b: &DiskStats) -> DiskStats {
+    DiskStats {
+        rbytes: a.rbytes + b.rbytes,
+        wbytes: a.wbytes + b.wbytes,
+        usecread: a.usecread + b.usecread,
+        usecwrite: a.usecwrite + b.usecwrite,
+        usecfsync: a.usecfsync + b.usecfsync,
+        rops: a.rops.wrapping_add(b.rops),
+        wops: a.wops.wrapping_add(b.wops),
+        fsyncops: a.fsyncops.wrapping_add(b.fsyncops),
+        usecreadmax: a.usecreadmax.max(b.usecreadmax),
+        usecwritemax: a.usecwritemax.max(b.usecwritemax),
+        usecfsyncmax: a.usecfsyncmax.max(b.usecfsyncmax),
+    }
+}
+
+pub(crate) fn no_stats() -> DiskStats {
+    DiskStats {
+        rbytes: 0,
+        wbytes: 0,
+        usecread: 0,
+        usecwrite: 0,
+        usecfsync: 0,
+        rops: 0,
+        wops: 0,
+        fsyncops: 0,
+        usecreadmax: 0,
+        usecwritemax: 0,
+        usecfsyncmax: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_counted_by_the_minute_the_hour_and_the_day() {
+        let disk = DiskCounters::default();
+        for minute in 1..=61 {
+            disk.read.add(minute, Duration::from_micros(1000 - minute));
+            disk.end_minute();
+        }
+        let [minute, hour, day] = disk.recent();
+        assert_eq!((minute.rbytes, minute.rops, minute.usecreadmax), (61, 1, 939));
+        assert_eq!((hour.rbytes, hour.rops, hour.usecreadmax), ((2..=61).sum(), 60, 998));
+        assert_eq!((day.rbytes, day.rops, day.usecreadmax), ((1..=61).sum(), 61, 999));
+        assert_eq!((disk.totals().rbytes, disk.totals().usecreadmax), ((1..=61).sum(), 999));
+    }
+}
