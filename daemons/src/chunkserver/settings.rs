@@ -43,6 +43,9 @@ pub fn from_config(config: &Config) -> Result<Settings, String> {
         disk_errors_period: seconds("HDD_ERROR_TOLERANCE_PERIOD", 600, 10..=86_400),
         test_speed: test_speed(config),
         min_test_interval: seconds("HDD_MIN_TEST_INTERVAL", 86_400, 0..=u32::MAX),
+        rebalance_percent: config.number("HDD_REBALANCE_UTILIZATION", 20, 0..=100),
+        rebalance_moves: config.number("HDD_HIGH_SPEED_REBALANCE_LIMIT", 0, 0..=10),
+        replication_speed: at_least_zero(config.float("REPLICATION_SPEED_LIMIT", 0.0)),
         io_mode: io_mode(config)?,
         durability: durability(config)?,
         file_mode: 0o666 & !umask,
@@ -72,6 +75,11 @@ fn test_speed(config: &Config) -> f64 {
         },
         _ => config.float("HDD_TEST_SPEED", 1.0),
     };
+    at_least_zero(speed)
+}
+
+/// A speed in MB/s; what makes no sense is none.
+fn at_least_zero(speed: f64) -> f64 {
     if speed.is_finite() { speed.clamp(0.0, 1e6) } else { 0.0 }
 }
 

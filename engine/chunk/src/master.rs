@@ -19,6 +19,7 @@ use crate::replicate::replicate;
 use crate::serve::questions;
 use crate::server::{Identity, Server};
 use crate::settings::Settings;
+use crate::store::balance::Moving;
 
 const CONNECT_MAX: Duration = Duration::from_secs(1);
 const NOP_AFTER: Duration = Duration::from_secs(1);
@@ -36,6 +37,10 @@ const FIRST_LIST_WAIT: Duration = Duration::from_secs(10);
 const FIRST_LIST_LOOK: Duration = Duration::from_millis(10);
 /// What is to be reported waits so long for more of the kind.
 const REPORTS_GATHER: Duration = Duration::from_millis(20);
+/// How we are, for the master. Spec 40, 7.1.
+const FINE: u8 = 1;
+const OVERLOADED: u8 = 2;
+const REBALANCING: u8 = 3;
 /// Answers and reports that wait for the connection.
 const OUTGOING_MAX: usize = 4096;
 
@@ -431,7 +436,15 @@ impl Session {
             overloaded = is_overloaded(load, server.settings.get().jobs_max, overloaded);
             let due = beat.is_multiple_of(LOAD_BEATS) || overloaded != was_overloaded;
             if self.state.get() == State::Registered && due && self.master_version.get().at_least(1, 6, 28) {
-                let hlstatus = self.master_version.get().at_least(3, 0, 7).then_some(if overloaded { 2 } else { 1 });
+                let knows_balance = self.master_version.get().at_least(3, 0, 62);
+                let status = match server.store.moving() {
+                    _ if overloaded => OVERLOADED,
+                    Moving::Fast => OVERLOADED,
+                    Moving::Slowly if !knows_balance => OVERLOADED,
+                    Moving::Slowly => REBALANCING,
+                    Moving::No => FINE,
+                };
+                let hlstatus = self.master_version.get().at_least(3, 0, 7).then_some(status);
                 self.say(CstomaCurrentLoad { load, hlstatus, transferring: None }.encode()).await;
             }
             beat = beat.wrapping_add(1);

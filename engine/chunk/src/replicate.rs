@@ -40,6 +40,19 @@ pub(crate) async fn replicate(
     }
 }
 
+impl Store {
+    /// Waits until one more block may come from another server, if there is a limit to their speed.
+    async fn wait_for_replication(&self) {
+        let bytes_per_second = self.settings.get().replication_speed * 1_000_000.0;
+        if bytes_per_second <= 0.0 {
+            return;
+        }
+        let turn = self.next_replicated_block.get().max(self.ring.now());
+        self.next_replicated_block.set(turn + Duration::from_secs_f64(f64::from(BLOCK_BYTES) / bytes_per_second));
+        self.ring.sleep_until(turn).await;
+    }
+}
+
 async fn copy(
     store: &Store,
     new: &mut NewFile,
@@ -58,6 +71,7 @@ async fn copy(
     talk.say(CltocsRead { with_proto: false, chunkid: id, version, offset: 0, size }.encode()).await?;
     let mut buffer = store.ring.wait_buffer().await;
     for number in 0..blocks {
+        store.wait_for_replication().await;
         let head = talk.data_head(id, number).await?;
         let received = store.ring.timeout(STEP_MAX, talk.reader.read_into(buffer.slice(0..BLOCK_BYTES as usize))).await;
         let (result, piece) = received.map_err(|_| DISCONNECTED)?;

@@ -115,6 +115,7 @@ pub async fn run_with_reloads(
     let background = [
         ring.spawn(server.peers.clone().beat()),
         ring.spawn(server.store.clone().background()),
+        ring.spawn(server.store.clone().balance()),
         ring.spawn(server.clone().take_reloads(reloads)),
         ring.spawn(server.clone().keep_charts()),
     ];

@@ -60,6 +60,12 @@ pub struct Settings {
     /// MB/s of background verification per disk; 0 = off.
     pub test_speed: f64,
     pub min_test_interval: Duration,
+    /// Share of the time for moves between disks of this server; 0 = none.
+    pub rebalance_percent: u32,
+    /// Moves at a time, without a pause; 0 = one at a time, for that share.
+    pub rebalance_moves: u32,
+    /// MB/s of all copies from other chunkservers together; 0 = no limit.
+    pub replication_speed: f64,
     pub io_mode: IoMode,
     pub durability: Durability,
     /// Modes of new files and folders, the umask applied.
@@ -116,6 +122,9 @@ impl Settings {
             disk_errors_period: Duration::from_secs(600),
             test_speed: 1.0,
             min_test_interval: Duration::from_secs(86_400),
+            rebalance_percent: 20,
+            rebalance_moves: 0,
+            replication_speed: 0.0,
             io_mode: IoMode::Direct,
             durability: Durability::Written,
             file_mode: 0o666 & !0o027,

@@ -3,7 +3,7 @@
 //! A volume knows no chunk; which file holds which chunk is the registry's business. Spec 21, 1, 4 and 8.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -214,8 +214,10 @@ impl Volume {
         if errors.len() > ERRORS_KEPT {
             errors.pop_front();
         }
-        let recent = errors.iter().filter(|error| error.hard && now - error.at <= settings.disk_errors_period).count();
-        recent > settings.disk_errors_tolerated as usize && self.is_usable()
+        // A chunk counts once: a client that asks for a bad one again and again does not make the disk bad.
+        let recent = errors.iter().filter(|error| error.hard && now - error.at <= settings.disk_errors_period);
+        let chunks: BTreeSet<ChunkId> = recent.map(|error| error.chunk).collect();
+        chunks.len() > settings.disk_errors_tolerated as usize && self.is_usable()
     }
 
     pub(crate) fn last_error(&self) -> Option<DiskError> {

@@ -310,6 +310,7 @@ async fn receive_piece(
     let head = CltocsWriteData::decode_head(header.length, &filled[HEADER_BYTES..front_bytes])
         .map_err(|why| Hangup::BadPacket { kind: header.kind, why })?;
     reader.consume(front_bytes);
+    session.server.store.counters.served_in_bytes.add(front_bytes as u64 + u64::from(head.size));
     if head.size > BLOCK_BYTES {
         // More than a buffer holds: answered at once, and the connection ends with the rest unread.
         let status = check_head(session, &head).err().unwrap_or(Status::WRONGSIZE);

@@ -4,6 +4,7 @@
 //! seconds after. Reading and writing of blocks is in `blocks`, the master's operations in `operations`, what happens
 //! at start and stop in `life`.
 
+pub(crate) mod balance;
 pub(crate) mod blocks;
 pub(crate) mod disks;
 pub(crate) mod life;
@@ -56,6 +57,9 @@ pub(crate) struct Store {
     pub(crate) duplicates: RefCell<Vec<Duplicate>>,
     /// Volumes whose files are being listed.
     scans_under_way: Cell<u32>,
+    moving: Cell<balance::Moving>,
+    /// When the next block may come from another server.
+    pub(crate) next_replicated_block: Cell<Instant>,
     scratch: ScratchPool,
     torn: RefCell<torn::TornChunks>,
     in_use: RefCell<BTreeMap<ChunkId, Rc<Chunk>>>,
@@ -123,6 +127,8 @@ impl Store {
             counters: Counters::default(),
             duplicates: RefCell::default(),
             scans_under_way: Cell::new(0),
+            moving: Cell::default(),
+            next_replicated_block: Cell::new(ring.now()),
             scratch: ScratchPool::new(ring),
             torn: RefCell::default(),
             in_use: RefCell::default(),

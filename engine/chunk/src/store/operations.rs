@@ -24,12 +24,12 @@ use crate::volume::Volume;
 
 /// A chunk file that is being built under a temporary name.
 pub(crate) struct NewFile {
-    chunk: Rc<Chunk>,
-    _alone: Guard,
+    pub(super) chunk: Rc<Chunk>,
+    pub(super) _alone: Guard,
     pub(crate) volume: Rc<Volume>,
     pub(crate) file: File,
-    sums: SumTable,
-    blocks: u16,
+    pub(super) sums: SumTable,
+    pub(super) blocks: u16,
 }
 
 impl Store {
@@ -342,16 +342,22 @@ impl Store {
 
     async fn begin_reserved(&self, id: ChunkId) -> Result<(Rc<Volume>, File), ChunkError> {
         let volume = self.choose_volume().ok_or(ChunkError::NoSpace)?;
+        let file = self.create_on(&volume, id).await?;
+        Ok((volume, file))
+    }
+
+    /// An empty file under the chunk's temporary name. Errors: the disk's.
+    pub(super) async fn create_on(&self, volume: &Rc<Volume>, id: ChunkId) -> Result<File, ChunkError> {
         let _under_way = volume.health.begin(self.ring.now());
         let direct = volume.mode.get() == crate::settings::IoMode::Direct;
         let mode = self.settings.get().file_mode;
         let how = OpenHow { read: true, write: true, create: true, truncate: true, direct, mode, ..OpenHow::default() };
         let path = volume.temporary_path(id);
-        let mut file = self.open_as_volume_allows(&volume, &path, how).await?;
+        let mut file = self.open_as_volume_allows(volume, &path, how).await?;
         if file.direct_alignment() > Form::Aligned.position_alignment() {
             file = self.ring.open(&path, OpenHow { direct: false, ..how }).await?;
         }
-        Ok((volume, file))
+        Ok(file)
     }
 
     /// Writes a whole verified block of a new chunk. Blocks come in ascending order; those left out are zeros.
@@ -405,7 +411,7 @@ impl Store {
         self.forget(&new.chunk);
     }
 
-    async fn name_file(&self, new: &NewFile, version: Version, synced: bool) -> Result<Place, ChunkError> {
+    pub(super) async fn name_file(&self, new: &NewFile, version: Version, synced: bool) -> Result<Place, ChunkError> {
         let id = new.chunk.id;
         let _under_way = new.volume.health.begin(self.ring.now());
         let mut scratch = self.scratch.take(&new.volume).await;
@@ -436,7 +442,7 @@ impl Store {
         Ok(Place { version, volume, subfolder })
     }
 
-    fn take_in(&self, new: NewFile, place: Place) {
+    pub(super) fn take_in(&self, new: NewFile, place: Place) {
         let alignment = new.file.direct_alignment().max(1);
         new.volume.count_file(place.subfolder, 1);
         new.volume.blocks.set(new.volume.blocks.get() + u64::from(new.blocks));
@@ -460,7 +466,7 @@ impl Store {
     }
 
     /// Copies all blocks that stay, each verified, then cuts or extends. The caller holds the source alone.
-    async fn copy_blocks(
+    pub(super) async fn copy_blocks(
         &self,
         source: &Rc<Chunk>,
         new: &mut NewFile,

@@ -29,6 +29,17 @@ fn list_of(bed: &Bed, folder: &str) -> PathBuf {
     bed.nodes[1].root.join(folder).join(".chunkdb")
 }
 
+/// Waits until so many disks are in use and listed.
+async fn until_disks_are_ready(bed: &Bed, count: usize) {
+    loop {
+        let list: CstoclHddList = bed.client(1).await.ask(CltocsHddList {}).await;
+        if list.disks.iter().filter(|disk| disk.flags == 0).count() == count {
+            return;
+        }
+        bed.sleep(Duration::from_millis(5)).await;
+    }
+}
+
 #[test]
 fn a_reload_adds_and_removes_disks() {
     everywhere(|bed| async move {
@@ -40,27 +51,26 @@ fn a_reload_adds_and_removes_disks() {
         client.write(1, 1, &[], 0, &noise(1, 100_000)).await;
 
         let _ = running.reload.send(with_folders(&bed, &["<a", "b"]).await).await;
-        while client.ask::<CstoclHddList>(CltocsHddList {}).await.disks.len() < 2 {
-            bed.sleep(Duration::from_millis(5)).await;
-        }
-        bed.sleep(Duration::from_millis(500)).await; // until the new disk has been looked through
+        until_disks_are_ready(&bed, 2).await;
+        drop(client);
         assert_eq!(master.create(2, 7).await, Status::OK);
         assert!(bed.nodes[1].chunk_path_in("b", 2, 7).await.is_some(), "what is drained takes no new chunks");
 
         let _ = running.reload.send(with_folders(&bed, &["b"]).await).await;
         let lost: CstomaChunkLost = master.report().await;
         assert_eq!(lost.chunks, [ChunkId(1)]);
-        assert_eq!(client.read(1, 1, 0, 10).await, (vec![], Status::NOCHUNK));
+        assert_eq!(bed.client(1).await.read(1, 1, 0, 10).await, (vec![], Status::NOCHUNK));
         while bed.nodes[1].ring.stat(&list_of(&bed, "a")).await.is_err() {
             bed.sleep(Duration::from_millis(5)).await;
         }
-        bed.sleep(Duration::from_millis(300)).await;
-
-        let _ = running.reload.send(with_folders(&bed, &["b", "a"]).await).await;
+        while bed.client(1).await.ask::<CstoclHddList>(CltocsHddList {}).await.disks[0].flags != 0 {
+            // Taking it back while it is let go of is refused, until it is done.
+            let _ = running.reload.send(with_folders(&bed, &["b", "a"]).await).await;
+            bed.sleep(Duration::from_millis(50)).await;
+        }
         let new: CstomaChunkNew = master.report().await;
         assert_eq!(new.chunks.iter().map(|chunk| (chunk.chunkid.0, chunk.version)).collect::<Vec<_>>(), [(1, 1)]);
-        assert!(client.read_ok(1, 1, 0, 100_000).await == noise(1, 100_000));
-        drop(client);
+        assert!(bed.client(1).await.read_ok(1, 1, 0, 100_000).await == noise(1, 100_000));
         running.stop().await;
     });
 }
@@ -252,5 +262,36 @@ fn the_same_folder_twice_is_refused() {
         settings.folders.push(FolderLine::plain(bed.nodes[1].root.join("./a").to_str().unwrap()));
         let running = bed.start_with(1, settings).await;
         assert!(running.end().await.unwrap_err().to_string().contains("another line names the same folder"));
+    });
+}
+
+#[test]
+fn chunks_move_away_from_a_disk_that_is_drained() {
+    in_sim(7, |bed| async move {
+        let listener = Master::listen(&bed.nodes[0]);
+        let settings = Settings { rebalance_percent: 50, ..with_folders(&bed, &["a"]).await };
+        let running = bed.start_with(1, settings).await;
+        let mut master = Master::accept(&bed.nodes[0].ring, &listener).await;
+        for id in 1..=12 {
+            assert_eq!(master.create(id, 3).await, Status::OK);
+            bed.client(1).await.write(id, 3, &[], 0, &noise(id, 150_000)).await;
+        }
+        let settings = Settings { rebalance_percent: 50, ..with_folders(&bed, &["<a", "b"]).await };
+        let _ = running.reload.send(settings.clone()).await;
+        bed.sleep(Duration::from_secs(150)).await;
+        for id in 1..=12 {
+            assert!(bed.nodes[1].chunk_path_in("a", id, 3).await.is_none());
+            assert!(bed.nodes[1].chunk_path_in("b", id, 3).await.is_some());
+            assert!(bed.client(1).await.read_ok(id, 3, 0, 150_000).await == noise(id, 150_000));
+            bed.client(1).await.write(id, 3, &[], 5, b"after").await;
+        }
+        let disks: CstoclHddList = bed.client(1).await.ask(CltocsHddList {}).await;
+        assert_eq!([disks.disks[0].chunks, disks.disks[1].chunks], [12, 0]);
+        running.stop().await;
+        let running = bed.start_with(1, settings).await;
+        let master = Master::accept(&bed.nodes[0].ring, &listener).await;
+        assert_eq!(master.listed.len(), 12);
+        assert_eq!(bed.client(1).await.read_ok(12, 3, 5, 5).await, b"after");
+        running.stop().await;
     });
 }
