@@ -216,6 +216,7 @@ impl Store {
         }
         let blocks = chunk.blocks();
         self.take_in(new, place);
+        chunk.name_is_durable.set(true);
         source.count_file(old.subfolder, -1);
         source.blocks.set(source.blocks.get().saturating_sub(u64::from(blocks)));
         if let Some(log) = &source.intents {
@@ -228,10 +229,7 @@ impl Store {
     async fn copy_and_name(&self, new: &mut NewFile, version: Version) -> Result<crate::registry::Place, ChunkError> {
         let chunk = new.chunk.clone();
         self.copy_blocks(&chunk, new, None).await?;
-        let place = self.name_file(new, version, true).await?;
-        let path = new.volume.chunk_path(place.subfolder, chunk.id, version);
-        self.ring.sync_dir(path.parent().expect("in a sub-folder")).await?;
-        Ok(place)
+        self.name_file(new, version, true).await
     }
 }
 

@@ -136,8 +136,11 @@ impl Store {
         let volume = Rc::new(volume);
         self.volumes.borrow_mut().push(volume.clone());
         if let Some(log) = &volume.intents {
-            let tasks =
-                [self.ring.spawn(log.clone().commit_loop()), self.ring.spawn(self.clone().relieve_log(volume.clone()))];
+            let tasks = [
+                self.ring.spawn(log.clone().commit_loop()),
+                self.ring.spawn(log.clone().follow_loop()),
+                self.ring.spawn(self.clone().relieve_log(volume.clone())),
+            ];
             volume.tasks.borrow_mut().extend(tasks);
         }
         volume.tasks.borrow_mut().push(self.ring.spawn(self.clone().scrub(index)));

@@ -63,10 +63,14 @@ fn a_reload_adds_and_removes_disks() {
         while bed.nodes[1].ring.stat(&list_of(&bed, "a")).await.is_err() {
             bed.sleep(Duration::from_millis(5)).await;
         }
-        while bed.client(1).await.ask::<CstoclHddList>(CltocsHddList {}).await.disks[0].flags != 0 {
+        loop {
             // Taking it back while it is let go of is refused, until it is done.
             let _ = running.reload.send(with_folders(&bed, &["b", "a"]).await).await;
             bed.sleep(Duration::from_millis(50)).await;
+            let list: CstoclHddList = bed.client(1).await.ask(CltocsHddList {}).await;
+            if list.disks.len() == 2 && list.disks[0].flags == 0 {
+                break;
+            }
         }
         let new: CstomaChunkNew = master.report().await;
         assert_eq!(new.chunks.iter().map(|chunk| (chunk.chunkid.0, chunk.version)).collect::<Vec<_>>(), [(1, 1)]);
