@@ -28,6 +28,11 @@ pub struct OpenHow {
     pub append: bool,
     /// Past the page cache (O_DIRECT). A file system that refuses it gives EINVAL; the caller falls back.
     pub direct: bool,
+    /// Through the page cache, but what was read or written does not stay there (RWF_DONTCACHE, Linux 6.14). Where the
+    /// kernel or the file system cannot, the pages stay.
+    pub uncached: bool,
+    /// The kernel does not read ahead: the caller knows better what comes next.
+    pub random: bool,
     /// A write ends when its data are durable (O_DSYNC).
     pub dsync: bool,
     /// Permissions of a new file.
@@ -135,6 +140,12 @@ impl Ring {
         let (result, _) = paths::open(&self.core, self.node, c_path(path)?, how.flags(), how.mode).await;
         let fd = i32::try_from(result?).expect("a descriptor is an i32");
         let mut file = File { descriptor: self.descriptor(fd), direct_alignment: 0 };
+        if how.uncached && !how.direct {
+            file.descriptor.rw_flags.set(libc::RWF_DONTCACHE);
+        }
+        if how.random && !how.direct && self.core.sim.is_none() {
+            calls::advise_random(fd);
+        }
         if how.direct {
             let (result, (_, statx)) = file.descriptor.stat().await;
             result?;
@@ -165,7 +176,7 @@ impl File {
             match result {
                 Ok(0) => break,
                 Ok(bytes) => done += bytes as usize,
-                Err(error) if is_passing(&error) => {}
+                Err(error) if is_passing(&error) || self.goes_on_without_flags(&error) => {}
                 Err(error) => return (Err(error), buffer),
             }
             if !self.is_aligned(done) {
@@ -184,7 +195,7 @@ impl File {
             match result {
                 Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), buffer),
                 Ok(bytes) => done += bytes as usize,
-                Err(error) if is_passing(&error) => {}
+                Err(error) if is_passing(&error) || self.goes_on_without_flags(&error) => {}
                 Err(error) => return (Err(error), buffer),
             }
         }
@@ -237,6 +248,13 @@ impl File {
             Some(_) => Ok(None),
             None => calls::lock_owner(self.descriptor.fd),
         }
+    }
+
+    /// The kernel (EINVAL of old ones) or the file system (EOPNOTSUPP) does not know the flags of our reads and writes:
+    /// they are left away from now on.
+    fn goes_on_without_flags(&self, error: &io::Error) -> bool {
+        let unknown = matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL));
+        unknown && self.descriptor.rw_flags.replace(0) != 0
     }
 
     fn is_aligned(&self, bytes: usize) -> bool {

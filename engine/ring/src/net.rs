@@ -1,5 +1,6 @@
 //! TCP connections.
 
+use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{IntoRawFd, OwnedFd};
@@ -11,6 +12,7 @@ use crate::Ring;
 use crate::core::Core;
 use crate::sys::buffer::{IoBuf, IoBufMut};
 use crate::sys::calls;
+use crate::sys::gather::Gather;
 use crate::sys::operation::{Descriptor, InFlight, Message};
 
 /// Connections that wait to be accepted, per listener.
@@ -64,7 +66,7 @@ impl Ring {
     }
 
     pub(crate) fn descriptor(&self, fd: i32) -> Rc<Descriptor> {
-        Rc::new(Descriptor { core: self.core.clone(), node: self.node, fd })
+        Rc::new(Descriptor { core: self.core.clone(), node: self.node, fd, rw_flags: Cell::new(0) })
     }
 }
 
@@ -163,6 +165,21 @@ impl Stream {
         (Ok(()), first, second)
     }
 
+    /// Sends all parts of `gather` in one operation, and gives it back as it was. Dropped early: as `send_all`.
+    pub async fn send_gather(&self, mut gather: Gather) -> (io::Result<()>, Gather) {
+        let length = gather.total_bytes();
+        let mut done = 0;
+        while done < length {
+            let (result, (_, back)) = self.descriptor.send_gather(gather, done).await;
+            gather = back;
+            match progress(result) {
+                Ok(bytes) => done += bytes,
+                Err(error) => return (Err(error), gather),
+            }
+        }
+        (Ok(()), gather)
+    }
+
     /// The peer's address.
     pub fn peer(&self) -> SocketAddr {
         self.peer
@@ -247,7 +264,7 @@ impl Listener {
                 Err(error) => return Err(error),
             };
             let core = self.descriptor.core.clone();
-            let descriptor = Rc::new(Descriptor { core, node: self.descriptor.node, fd });
+            let descriptor = Rc::new(Descriptor { core, node: self.descriptor.node, fd, rw_flags: Cell::new(0) });
             if let Ok(stream) = accepted(descriptor) {
                 return Ok(stream);
             }

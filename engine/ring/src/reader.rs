@@ -42,11 +42,23 @@ impl BufferedReader {
     /// Waits until at least `bytes` bytes are buffered and gives all that are. The buffer grows if it must: the
     /// caller has checked `bytes` against a limit. Errors: `UnexpectedEof`. Dropped early, no byte is lost.
     pub async fn fill(&mut self, bytes: usize) -> io::Result<&[u8]> {
+        self.fill_within(bytes, usize::MAX).await
+    }
+
+    /// As `fill`, and leaves with the kernel what comes behind those bytes: payload that `read_into` is to take from
+    /// there without a copy.
+    pub async fn fill_exactly(&mut self, bytes: usize) -> io::Result<&[u8]> {
+        self.fill_within(bytes, bytes).await
+    }
+
+    /// As `fill`, and leaves with the kernel what comes behind the first `bytes_max` bytes (at least `bytes`).
+    pub async fn fill_within(&mut self, bytes: usize, bytes_max: usize) -> io::Result<&[u8]> {
         while self.buffered().len() < bytes {
             if self.under_way.is_none() {
                 self.make_room(bytes);
             }
-            if self.more().await? == 0 {
+            let room = bytes_max.max(bytes) - self.buffered().len();
+            if poll_fn(|context| self.poll_receive(context, room)).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
@@ -101,13 +113,17 @@ impl BufferedReader {
 
     /// As `more`, for a future written by hand.
     pub fn poll_more(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.poll_receive(context, usize::MAX)
+    }
+
+    fn poll_receive(&mut self, context: &mut Context<'_>, bytes_max: usize) -> Poll<io::Result<usize>> {
         loop {
             if self.under_way.is_none() {
                 self.make_room(self.buffered().len() + 1);
             }
             let stream = &self.stream;
             let staging = &self.staging;
-            let receive = self.under_way.get_or_insert_with(|| stream.start_receive(staging.lend_tail()));
+            let receive = self.under_way.get_or_insert_with(|| stream.start_receive(staging.lend_tail(bytes_max)));
             let Poll::Ready((result, (_, tail))) = receive.poll_unpin(context) else { return Poll::Pending };
             self.under_way = None;
             match result {

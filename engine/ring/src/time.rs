@@ -1,10 +1,9 @@
 //! Points in time and sleeping.
 //!
 //! Time is monotonic and counted in microseconds: on the real drivers since the first ring of this process started,
-//! in the simulation since the world began. Deadlines sit in one ordered map per ring; a sleeping ring wakes for the
-//! first of them, so an idle connection's time-out costs one map entry and no system call.
+//! in the simulation since the world began. Deadlines sit in one heap per ring; a sleeping ring wakes for the first of
+//! them, so an idle connection's time-out costs one entry and no system call.
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::ops::{Add, AddAssign, Sub};
 use std::pin::Pin;
@@ -98,7 +97,7 @@ impl From<TimedOut> for std::io::Error {
 pub struct Sleep {
     core: Rc<Core>,
     deadline: Instant,
-    /// Set while the deadline is in the ring's map.
+    /// Set while the deadline is in the ring's heap.
     entry: Option<TimerKey>,
 }
 
@@ -142,26 +141,57 @@ impl Drop for Sleep {
     }
 }
 
-/// A deadline, and a number that tells apart those of the same microsecond.
-pub(crate) type TimerKey = (Instant, u64);
+/// A timer's place in the table, and a number that tells it from those that had the place before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TimerKey {
+    place: u32,
+    number: u64,
+}
 
-/// The deadlines of one ring.
+/// The deadlines of one ring: a heap of places in a table, so that setting and taking back a timer allocates nothing
+/// once as many were set at a time. Of equal deadlines the one set first is due first.
 #[derive(Default)]
 pub(crate) struct Timers {
-    entries: BTreeMap<TimerKey, Waker>,
+    table: Vec<Timer>,
+    free: Vec<u32>,
+    heap: Vec<u32>,
     next_number: u64,
+}
+
+struct Timer {
+    due: (Instant, u64),
+    /// Where `heap` has this timer's place. Meaningless while the place is free.
+    at: usize,
+    /// None: the place is free.
+    waker: Option<Waker>,
 }
 
 impl Timers {
     fn insert(&mut self, deadline: Instant, waker: Waker) -> TimerKey {
-        let key = (deadline, self.next_number);
+        let number = self.next_number;
         self.next_number += 1;
-        self.entries.insert(key, waker);
-        key
+        let timer = Timer { due: (deadline, number), at: self.heap.len(), waker: Some(waker) };
+        let place = match self.free.pop() {
+            Some(place) => {
+                self.table[place as usize] = timer;
+                place
+            }
+            None => {
+                self.table.push(timer);
+                u32::try_from(self.table.len() - 1).expect("fewer than 2^32 timers")
+            }
+        };
+        self.heap.push(place);
+        self.rise(self.heap.len() - 1);
+        TimerKey { place, number }
+    }
+
+    fn get(&mut self, key: TimerKey) -> Option<&mut Timer> {
+        self.table.get_mut(key.place as usize).filter(|timer| timer.due.1 == key.number && timer.waker.is_some())
     }
 
     fn set_waker(&mut self, key: TimerKey, waker: &Waker) -> bool {
-        match self.entries.get_mut(&key) {
+        match self.get(key).and_then(|timer| timer.waker.as_mut()) {
             Some(old) => {
                 old.clone_from(waker);
                 true
@@ -171,18 +201,63 @@ impl Timers {
     }
 
     fn remove(&mut self, key: TimerKey) {
-        self.entries.remove(&key);
+        if let Some(timer) = self.get(key) {
+            let at = timer.at;
+            drop(self.take(at));
+        }
     }
 
     /// The first deadline, if there is one.
     pub(crate) fn first(&self) -> Option<Instant> {
-        self.entries.first_key_value().map(|((deadline, _), _)| *deadline)
+        self.heap.first().map(|place| self.table[*place as usize].due.0)
     }
 
     /// Takes out one timer that is due at `now`.
     pub(crate) fn take_due(&mut self, now: Instant) -> Option<Waker> {
-        let entry = self.entries.first_entry()?;
-        (entry.key().0 <= now).then(|| entry.remove())
+        if self.first()? <= now { self.take(0) } else { None }
+    }
+
+    /// Takes the timer at `at` out of the heap and frees its place.
+    fn take(&mut self, at: usize) -> Option<Waker> {
+        let place = self.heap.swap_remove(at);
+        if at < self.heap.len() {
+            self.table[self.heap[at] as usize].at = at;
+            let at = self.rise(at);
+            self.sink(at);
+        }
+        self.free.push(place);
+        self.table[place as usize].waker.take()
+    }
+
+    fn due_at(&self, at: usize) -> (Instant, u64) {
+        self.table[self.heap[at] as usize].due
+    }
+
+    fn swap(&mut self, one: usize, other: usize) {
+        self.heap.swap(one, other);
+        self.table[self.heap[one] as usize].at = one;
+        self.table[self.heap[other] as usize].at = other;
+    }
+
+    fn rise(&mut self, mut at: usize) -> usize {
+        while at > 0 && self.due_at(at) < self.due_at((at - 1) / 2) {
+            self.swap(at, (at - 1) / 2);
+            at = (at - 1) / 2;
+        }
+        at
+    }
+
+    fn sink(&mut self, mut at: usize) {
+        loop {
+            let children = 2 * at + 1..(2 * at + 3).min(self.heap.len());
+            match children.min_by_key(|child| self.due_at(*child)) {
+                Some(child) if self.due_at(child) < self.due_at(at) => {
+                    self.swap(at, child);
+                    at = child;
+                }
+                _ => return,
+            }
+        }
     }
 }
 
@@ -191,4 +266,50 @@ pub(crate) fn process_micros() -> u64 {
     static START: OnceLock<std::time::Instant> = OnceLock::new();
     let start = START.get_or_init(std::time::Instant::now);
     u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn timers_come_due_in_order_whatever_was_taken_back() {
+        let mut state = 0x2545_f491_4f6c_dd1d_u64;
+        let mut random = move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state >> 8
+        };
+        let mut timers = Timers::default();
+        let mut model = BTreeMap::new();
+        for step in 0..20_000 {
+            match random() % 4 {
+                0 | 1 => {
+                    let deadline = Instant::from_micros(random() % 500);
+                    let key = timers.insert(deadline, Waker::noop().clone());
+                    model.insert((deadline, key.number), key);
+                }
+                2 => {
+                    let number = random() as usize % model.len().max(1);
+                    if let Some(key) = model.values().copied().nth(number) {
+                        model.retain(|_, other| *other != key);
+                        timers.remove(key);
+                        timers.remove(key); // does nothing
+                        assert!(!timers.set_waker(key, Waker::noop()), "step {step}");
+                    }
+                }
+                _ => {
+                    let first = model.pop_first();
+                    assert_eq!(timers.first(), first.map(|((deadline, _), _)| deadline), "step {step}");
+                    let due = timers.take_due(Instant::from_micros(500));
+                    assert_eq!(due.is_some(), first.is_some(), "step {step}");
+                    assert!(first.is_none_or(|(_, key)| timers.get(key).is_none()), "step {step}");
+                }
+            }
+            assert!(timers.take_due(Instant::default()).is_none() || model.pop_first().is_some());
+            assert_eq!(timers.heap.len(), model.len());
+        }
+    }
 }

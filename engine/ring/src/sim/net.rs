@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
 
 use super::state::{Event, Handle, State};
-use crate::sys::operation::Key;
+use crate::sys::operation::{Key, Parts};
 
 pub(super) struct Listening {
     pub(super) node: u32,
@@ -220,7 +220,7 @@ impl State {
         Some(i32::try_from(count).expect("a receive is below 2 GiB"))
     }
 
-    pub(super) fn send(&mut self, key: Key, socket: RawFd, parts: [&[u8]; 2]) -> Option<i32> {
+    pub(super) fn send(&mut self, key: Key, socket: RawFd, parts: Parts<'_>) -> Option<i32> {
         let Some((number, side)) = self.end_of(socket) else { return Some(-libc::ENOTCONN) };
         let in_pieces = self.dice.chance(self.settings.short_transfers_percent);
         let window = self.settings.window_bytes;
@@ -238,13 +238,15 @@ impl State {
             connection.ends[side].writer = Some(key);
             return None;
         }
-        let length = parts[0].len() + parts[1].len();
+        let length: usize = parts.iter().map(<[u8]>::len).sum();
         let mut count = length.min(room);
         if in_pieces && count > 1 {
             count = 1 + self.dice.below(count as u64) as usize;
         }
-        let first = count.min(parts[0].len());
-        let bytes = [&parts[0][..first], &parts[1][..count - first]].concat();
+        let mut bytes = Vec::with_capacity(count);
+        for part in parts.iter() {
+            bytes.extend_from_slice(&part[..part.len().min(count - bytes.len())]);
+        }
         self.post(number, 1 - side, Item::Bytes(bytes));
         Some(i32::try_from(count).expect("a window is below 2 GiB"))
     }

@@ -242,7 +242,7 @@ impl Driver for SimDriver {
             return state.finish(key, -libc::ESHUTDOWN);
         }
         let delay = match op {
-            Op::Accept { .. } | Op::Receive { .. } | Op::Send { .. } | Op::SendTwo { .. } => 0,
+            Op::Accept { .. } | Op::Receive { .. } | Op::Send { .. } | Op::SendParts { .. } => 0,
             Op::Connect { .. } => {
                 let range = state.settings.net_delay.clone();
                 state.dice.micros(&range)

@@ -11,7 +11,7 @@
 //! registers it, so that the kernel pins it once instead of for each operation. Slots are lent as [`Block`]s and come
 //! back when these are dropped; whoever finds the pool empty waits in line.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
@@ -37,6 +37,8 @@ pub(crate) struct Pool {
     base: NonNull<u8>,
     mapped_bytes: usize,
     slots: usize,
+    /// Handles of each slot's [`super::shared::SharedBlock`]; 0 while the slot is free or a [`Block`].
+    pub(super) shares: Box<[Cell<u32>]>,
     state: RefCell<State>,
 }
 
@@ -66,6 +68,7 @@ impl Pool {
             base,
             mapped_bytes,
             slots,
+            shares: (0..slots).map(|_| Cell::new(0)).collect(),
             state: RefCell::new(State { free, waiting: VecDeque::new(), next_ticket: 0 }),
         }))
     }
@@ -91,7 +94,7 @@ impl Pool {
         WaitBlock { pool: self.clone(), ticket: None }
     }
 
-    fn give_back(&self, slot: u32) {
+    pub(super) fn give_back(&self, slot: u32) {
         let mut state = self.state.borrow_mut();
         let waiter = state.waiting.iter_mut().find(|waiter| waiter.granted.is_none());
         match waiter {
@@ -103,7 +106,7 @@ impl Pool {
         }
     }
 
-    fn slot_start(&self, slot: u32) -> *mut u8 {
+    pub(super) fn slot_start(&self, slot: u32) -> *mut u8 {
         let slot = slot as usize;
         assert!(slot < self.slots);
         // SAFETY: slot < slots, so the result lies within the mapping.
@@ -155,8 +158,8 @@ fn map(bytes: usize) -> io::Result<NonNull<u8>> {
 /// A slot of the ring's pool: 4 KiB of lead, then 64 KiB of payload on a 4 KiB boundary. As a buffer it is its
 /// payload. Its contents are what the last user left. Dropping it returns the slot.
 pub struct Block {
-    pool: Rc<Pool>,
-    slot: u32,
+    pub(super) pool: Rc<Pool>,
+    pub(super) slot: u32,
 }
 
 impl Block {

@@ -36,7 +36,7 @@ pub trait IoBufExt: IoBuf + Sized {
 impl<T: IoBuf> IoBufExt for T {}
 
 /// A part of a buffer. Made by [`IoBufExt::slice`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Slice<T> {
     inner: T,
     range: Range<usize>,

@@ -126,3 +126,9 @@ fn whole_file_lock() -> libc::flock {
     lock.l_whence = i16::try_from(libc::SEEK_SET).expect("a small constant");
     lock
 }
+
+/// Reads of this file come in no order: the kernel is not to read ahead. Advice: nothing depends on it.
+pub(crate) fn advise_random(fd: RawFd) {
+    // SAFETY: numbers only.
+    unsafe { libc::posix_fadvise(fd, 0, 0, libc::POSIX_FADV_RANDOM) };
+}

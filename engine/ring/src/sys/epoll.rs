@@ -5,7 +5,7 @@
 //! are always given at the next `park`, as the ring's are, so that a busy socket cannot keep other tasks from running.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ pub(crate) struct Epoll {
     /// Sockets by descriptor.
     sockets: BTreeMap<RawFd, Socket>,
     /// Which socket an operation waits on.
-    waiting_on: BTreeMap<Key, RawFd>,
+    waiting_on: HashMap<Key, RawFd>,
     /// Finished since the last `park`.
     finished: Vec<(Key, i32)>,
     events: Vec<libc::epoll_event>,
@@ -67,7 +67,7 @@ impl Epoll {
             offload: Offload::new(remote.clone()),
             remote,
             sockets: BTreeMap::new(),
-            waiting_on: BTreeMap::new(),
+            waiting_on: HashMap::new(),
             finished: Vec::new(),
             events: Vec::with_capacity(EVENTS_PER_WAIT),
         };
@@ -169,7 +169,7 @@ impl Driver for Epoll {
             | Op::Connect { socket, .. }
             | Op::Receive { socket, .. }
             | Op::Send { socket, .. }
-            | Op::SendTwo { socket, .. }
+            | Op::SendParts { socket, .. }
             | Op::Ready { fd: socket } => self.submit_to_socket(key, socket, op),
             _ => self.offload.operation(key, op),
         }
@@ -248,7 +248,7 @@ impl Waiting {
                         libc::send(socket, from.start.cast_const().cast(), from.length as usize, libc::MSG_NOSIGNAL)
                             as i64
                     }
-                    Op::SendTwo { socket, message } => libc::sendmsg(socket, message, libc::MSG_NOSIGNAL) as i64,
+                    Op::SendParts { socket, message } => libc::sendmsg(socket, message, libc::MSG_NOSIGNAL) as i64,
                     Op::Ready { fd } => {
                         let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
                         match libc::poll(&raw mut poll, 1, 0) {

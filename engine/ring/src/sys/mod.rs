@@ -5,13 +5,14 @@
 //! leaves that memory to the slot. Above this module everything is safe Rust.
 #![allow(unsafe_code)]
 
-#[cfg(test)]
-mod allocations;
+pub(crate) mod allocations;
 pub(crate) mod arena;
 pub(crate) mod buffer;
 pub(crate) mod calls;
 pub(crate) mod epoll;
+pub(crate) mod gather;
 pub(crate) mod offload;
 pub(crate) mod operation;
+pub(crate) mod shared;
 pub(crate) mod staging;
 pub(crate) mod uring;

@@ -116,11 +116,13 @@ pub(super) fn perform(op: Op) -> i32 {
         // SAFETY: the operation's slot keeps what `op` points to until we give the result (see `operation`).
         let result = unsafe {
             match op {
-                Op::Read { file, into, offset } => {
-                    libc::pread64(file, into.start.cast(), into.length as usize, offset_of(offset)) as i64
+                Op::Read { file, into, offset, flags } => {
+                    let part = libc::iovec { iov_base: into.start.cast(), iov_len: into.length as usize };
+                    libc::preadv2(file, &raw const part, 1, offset_of(offset), flags) as i64
                 }
-                Op::Write { file, from, offset } => {
-                    libc::pwrite64(file, from.start.cast_const().cast(), from.length as usize, offset_of(offset)) as i64
+                Op::Write { file, from, offset, flags } => {
+                    let part = libc::iovec { iov_base: from.start.cast(), iov_len: from.length as usize };
+                    libc::pwritev2(file, &raw const part, 1, offset_of(offset), flags) as i64
                 }
                 Op::Sync { file, data_only: true } => i64::from(libc::fdatasync(file)),
                 Op::Sync { file, data_only: false } => i64::from(libc::fsync(file)),
@@ -141,7 +143,7 @@ pub(super) fn perform(op: Op) -> i32 {
                 | Op::Connect { .. }
                 | Op::Receive { .. }
                 | Op::Send { .. }
-                | Op::SendTwo { .. }
+                | Op::SendParts { .. }
                 | Op::Ready { .. } => return -libc::EOPNOTSUPP,
             }
         };

@@ -13,6 +13,7 @@
 //! A key carries a generation, so that a late completion never reaches a slot that was reused.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::ffi::CStr;
 use std::future::Future;
 use std::io;
@@ -23,6 +24,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use super::buffer::{IoBuf, IoBufMut};
+use super::gather::{Gather, PARTS_MAX};
 use crate::core::Core;
 
 /// One operation is at most this long; longer ones are cut and continued by the caller. The kernel's own limit.
@@ -71,22 +73,80 @@ impl Memory {
 /// What the kernel is asked to do. Plain numbers and addresses; what they point to is kept by the future or its slot.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Op {
-    Accept { socket: RawFd },
-    Connect { socket: RawFd, to: SocketAddr, address: *const libc::sockaddr, address_bytes: libc::socklen_t },
-    Receive { socket: RawFd, into: Memory, whole: bool },
-    Send { socket: RawFd, from: Memory },
-    SendTwo { socket: RawFd, message: *const libc::msghdr },
-    Read { file: RawFd, into: Memory, offset: u64 },
-    Write { file: RawFd, from: Memory, offset: u64 },
-    Sync { file: RawFd, data_only: bool },
-    Open { path: *const libc::c_char, flags: i32, mode: u32 },
-    Stat { file: RawFd, path: *const libc::c_char, out: *mut libc::statx },
-    Rename { from: *const libc::c_char, to: *const libc::c_char },
-    Remove { path: *const libc::c_char, folder: bool },
-    MakeFolder { path: *const libc::c_char, mode: u32 },
-    Allocate { file: RawFd, offset: u64, length: u64 },
-    Truncate { file: RawFd, length: u64 },
-    Ready { fd: RawFd },
+    Accept {
+        socket: RawFd,
+    },
+    Connect {
+        socket: RawFd,
+        to: SocketAddr,
+        address: *const libc::sockaddr,
+        address_bytes: libc::socklen_t,
+    },
+    Receive {
+        socket: RawFd,
+        into: Memory,
+        whole: bool,
+    },
+    Send {
+        socket: RawFd,
+        from: Memory,
+    },
+    /// All parts of a message, in order.
+    SendParts {
+        socket: RawFd,
+        message: *const libc::msghdr,
+    },
+    /// `flags`: RWF_..., as preadv2(2).
+    Read {
+        file: RawFd,
+        into: Memory,
+        offset: u64,
+        flags: i32,
+    },
+    Write {
+        file: RawFd,
+        from: Memory,
+        offset: u64,
+        flags: i32,
+    },
+    Sync {
+        file: RawFd,
+        data_only: bool,
+    },
+    Open {
+        path: *const libc::c_char,
+        flags: i32,
+        mode: u32,
+    },
+    Stat {
+        file: RawFd,
+        path: *const libc::c_char,
+        out: *mut libc::statx,
+    },
+    Rename {
+        from: *const libc::c_char,
+        to: *const libc::c_char,
+    },
+    Remove {
+        path: *const libc::c_char,
+        folder: bool,
+    },
+    MakeFolder {
+        path: *const libc::c_char,
+        mode: u32,
+    },
+    Allocate {
+        file: RawFd,
+        offset: u64,
+        length: u64,
+    },
+    Truncate {
+        file: RawFd,
+        length: u64,
+    },
+    Ready {
+        fd: RawFd,
+    },
 }
 
 // SAFETY: an Op is numbers; those who follow its addresses (kernel, offload threads) do so while the slot keeps what
@@ -105,7 +165,7 @@ pub(crate) enum Request<'a> {
     Accept { socket: RawFd },
     Connect { socket: RawFd, to: SocketAddr },
     Receive { socket: RawFd, into: &'a mut [u8] },
-    Send { socket: RawFd, parts: [&'a [u8]; 2] },
+    Send { socket: RawFd, parts: Parts<'a> },
     Read { file: RawFd, into: &'a mut [u8], offset: u64 },
     Write { file: RawFd, from: &'a [u8], offset: u64 },
     Sync { file: RawFd },
@@ -117,6 +177,23 @@ pub(crate) enum Request<'a> {
     Allocate { file: RawFd, offset: u64, length: u64 },
     Truncate { file: RawFd, length: u64 },
     Ready,
+}
+
+/// What is to be sent, for the simulated driver.
+#[derive(Clone, Copy)]
+pub(crate) enum Parts<'a> {
+    One(&'a [u8]),
+    Many(&'a [io::IoSlice<'a>]),
+}
+
+impl<'a> Parts<'a> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let (one, many) = match *self {
+            Parts::One(bytes) => (Some(bytes), &[][..]),
+            Parts::Many(parts) => (None, parts),
+        };
+        one.into_iter().chain(many.iter().map(|part| &**part))
+    }
 }
 
 /// The operations under way on one ring.
@@ -267,16 +344,15 @@ impl Table {
                 Op::Accept { socket } => Request::Accept { socket },
                 Op::Connect { socket, to, .. } => Request::Connect { socket, to },
                 Op::Receive { socket, into, .. } => Request::Receive { socket, into: write(into) },
-                Op::Send { socket, from } => Request::Send { socket, parts: [read(from), &[]] },
-                Op::SendTwo { socket, message } => {
-                    let iovecs = std::slice::from_raw_parts((*message).msg_iov, 2);
-                    let part = |at: usize| {
-                        std::slice::from_raw_parts(iovecs[at].iov_base.cast::<u8>().cast_const(), iovecs[at].iov_len)
-                    };
-                    Request::Send { socket, parts: [part(0), part(1)] }
+                Op::Send { socket, from } => Request::Send { socket, parts: Parts::One(read(from)) },
+                Op::SendParts { socket, message } => {
+                    // An IoSlice has the layout of an iovec.
+                    let first = (*message).msg_iov.cast::<io::IoSlice<'_>>().cast_const();
+                    let parts = std::slice::from_raw_parts(first, (*message).msg_iovlen);
+                    Request::Send { socket, parts: Parts::Many(parts) }
                 }
-                Op::Read { file, into, offset } => Request::Read { file, into: write(into), offset },
-                Op::Write { file, from, offset } => Request::Write { file, from: read(from), offset },
+                Op::Read { file, into, offset, .. } => Request::Read { file, into: write(into), offset },
+                Op::Write { file, from, offset, .. } => Request::Write { file, from: read(from), offset },
                 Op::Sync { file, .. } => Request::Sync { file },
                 Op::Open { path, flags, .. } => Request::Open { path: CStr::from_ptr(path), flags },
                 Op::Stat { file, path, out } => Request::Stat { file, path: CStr::from_ptr(path), out: &mut *out },
@@ -376,6 +452,8 @@ pub(crate) struct Descriptor {
     pub(crate) core: Rc<Core>,
     pub(crate) node: u32,
     pub(crate) fd: RawFd,
+    /// Of every read and write: RWF_..., as preadv2(2).
+    pub(crate) rw_flags: Cell<i32>,
 }
 
 impl Descriptor {
@@ -394,10 +472,10 @@ impl Drop for Descriptor {
     }
 }
 
-/// The structures of a SENDMSG of two parts; recycled by the ring.
+/// The structures of a SENDMSG of some parts; recycled by the ring or by a [`super::gather::Gather`].
 pub(crate) struct Message {
     header: libc::msghdr,
-    parts: [libc::iovec; 2],
+    parts: [libc::iovec; PARTS_MAX],
 }
 
 impl Message {
@@ -406,12 +484,25 @@ impl Message {
         unsafe { Box::new(std::mem::zeroed()) }
     }
 
-    /// Points to `first` and `second`. The Box's address is what the kernel gets.
-    fn set(self: &mut Box<Self>, first: &[u8], second: &[u8]) -> *const libc::msghdr {
-        let part = |bytes: &[u8]| libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-        self.parts = [part(first), part(second)];
+    /// Points to `parts` without their first `skip` bytes; at most `PARTS_MAX`. The Box's address is what the kernel
+    /// gets.
+    pub(super) fn set<'a>(
+        self: &mut Box<Self>,
+        parts: impl Iterator<Item = &'a [u8]>,
+        mut skip: usize,
+    ) -> *const libc::msghdr {
+        let mut count = 0;
+        for bytes in parts {
+            let skipped = skip.min(bytes.len());
+            skip -= skipped;
+            let rest = &bytes[skipped..];
+            if !rest.is_empty() {
+                self.parts[count] = libc::iovec { iov_base: rest.as_ptr().cast_mut().cast(), iov_len: rest.len() };
+                count += 1;
+            }
+        }
         self.header.msg_iov = self.parts.as_mut_ptr();
-        self.header.msg_iovlen = 2;
+        self.header.msg_iovlen = count;
         &raw const self.header
     }
 }
@@ -468,22 +559,27 @@ impl Descriptor {
         second: B,
         skip: usize,
     ) -> InFlight<(Handle, (Box<Message>, A, B))> {
-        let (head, tail) = (first.as_bytes(), second.as_bytes());
-        let skip_head = skip.min(head.len());
-        let op = Op::SendTwo { socket: self.fd, message: message.set(&head[skip_head..], &tail[skip - skip_head..]) };
+        let parts = [first.as_bytes(), second.as_bytes()];
+        let op = Op::SendParts { socket: self.fd, message: message.set(parts.into_iter(), skip) };
         self.run(op, (message, first, second))
+    }
+
+    /// Sends what follows the first `skip` bytes of `gather`.
+    pub(crate) fn send_gather(self: &Handle, mut gather: Gather, skip: usize) -> InFlight<(Handle, Gather)> {
+        let op = Op::SendParts { socket: self.fd, message: gather.message(skip) };
+        self.run(op, gather)
     }
 
     /// Reads into `buffer[skip..]`.
     pub(crate) fn read<B: IoBufMut>(self: &Handle, mut buffer: B, skip: usize, offset: u64) -> InFlight<(Handle, B)> {
         let into = Memory::to_write(&mut buffer.as_bytes_mut()[skip..]);
-        self.run(Op::Read { file: self.fd, into, offset }, buffer)
+        self.run(Op::Read { file: self.fd, into, offset, flags: self.rw_flags.get() }, buffer)
     }
 
     /// Writes `buffer[skip..]`.
     pub(crate) fn write<B: IoBuf>(self: &Handle, buffer: B, skip: usize, offset: u64) -> InFlight<(Handle, B)> {
         let from = Memory::to_read(&buffer.as_bytes()[skip..]);
-        self.run(Op::Write { file: self.fd, from, offset }, buffer)
+        self.run(Op::Write { file: self.fd, from, offset, flags: self.rw_flags.get() }, buffer)
     }
 
     pub(crate) fn sync(self: &Handle, data_only: bool) -> InFlight<(Handle, ())> {

@@ -33,10 +33,11 @@ impl Staging {
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.filled.get()) }
     }
 
-    /// Lends `[filled, capacity)`. One loan at a time.
-    pub(crate) fn lend_tail(self: &Rc<Self>) -> Tail {
+    /// Lends `[filled, capacity)`, or the first `bytes_max` of that. One loan at a time.
+    pub(crate) fn lend_tail(self: &Rc<Self>, bytes_max: usize) -> Tail {
         assert!(!self.lent.replace(true), "one receive at a time");
-        Tail { start: self.filled.get(), staging: self.clone() }
+        let start = self.filled.get();
+        Tail { start, end: start + bytes_max.min(self.capacity - start), staging: self.clone() }
     }
 
     /// Starts again with `keep` bytes from `from` on; the rest is forgotten. `self` must be the only handle.
@@ -70,12 +71,13 @@ impl Drop for Staging {
 pub(crate) struct Tail {
     staging: Rc<Staging>,
     start: usize,
+    end: usize,
 }
 
 impl Tail {
     /// Ends the loan: the first `bytes` of it are filled now.
     pub(crate) fn received(self, bytes: usize) {
-        assert!(bytes <= self.staging.capacity - self.start);
+        assert!(bytes <= self.end - self.start);
         self.staging.filled.set(self.start + bytes);
     }
 }
@@ -86,25 +88,18 @@ impl Drop for Tail {
     }
 }
 
-// SAFETY: the block stays where it is while we hold it; `start` and the capacity never change.
+// SAFETY: the block stays where it is while we hold it; `start` and `end` never change.
 unsafe impl IoBuf for Tail {
     fn as_bytes(&self) -> &[u8] {
-        // SAFETY: `[start, capacity)` lies within the block and is lent to us alone.
-        unsafe {
-            std::slice::from_raw_parts(self.staging.memory.as_ptr().add(self.start), self.staging.capacity - self.start)
-        }
+        // SAFETY: `[start, end)` lies within the block and is lent to us alone.
+        unsafe { std::slice::from_raw_parts(self.staging.memory.as_ptr().add(self.start), self.end - self.start) }
     }
 }
 
 // SAFETY: as above; `filled()` never reaches beyond `start` while the loan lasts.
 unsafe impl IoBufMut for Tail {
     fn as_bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: `[start, capacity)` lies within the block and is lent to us alone.
-        unsafe {
-            std::slice::from_raw_parts_mut(
-                self.staging.memory.as_ptr().add(self.start),
-                self.staging.capacity - self.start,
-            )
-        }
+        // SAFETY: `[start, end)` lies within the block and is lent to us alone.
+        unsafe { std::slice::from_raw_parts_mut(self.staging.memory.as_ptr().add(self.start), self.end - self.start) }
     }
 }

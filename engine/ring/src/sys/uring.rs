@@ -25,8 +25,11 @@ use crate::time::{Instant, process_micros};
 
 const NOBODY: u64 = u64::MAX;
 const DOORBELL: u64 = u64::MAX - 1;
-/// The kernel registers at most 1 GiB as one buffer; ours hold whole slots and stay below that.
-const SLOTS_PER_REGISTRATION: usize = (512 << 20) / SLOT_BYTES;
+/// Slots that are registered together, when the first of them is used: what is registered is pinned memory, and a pool
+/// is as large as its ring may ever need. 8.5 MiB; the kernel takes up to 1 GiB as one buffer.
+const SLOTS_PER_REGISTRATION: usize = 128;
+/// Buffers that a kernel registers at most.
+const REGISTRATIONS_MAX: usize = 16_384;
 /// Kernel threads for calls that block (open, rename, fsync ...), per ring: bounded, and unbounded (sockets).
 const KERNEL_WORKERS_MAX: [u32; 2] = [16, 4];
 
@@ -35,11 +38,20 @@ pub(crate) struct Uring {
     remote: Arc<Remote>,
     offload: Offload,
     pool: Rc<Pool>,
-    pool_registered: bool,
+    /// By number of registration.
+    registrations: Vec<Registration>,
     supported: Supported,
     doorbell_armed: bool,
     /// Reaped since the last `park`, to make room for entries.
     reaped: Vec<(Key, i32)>,
+}
+
+/// Whether the kernel knows a part of the pool.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Registration {
+    NotAsked,
+    Registered,
+    Refused,
 }
 
 /// Which operations the kernel's ring can do beyond those that all have.
@@ -79,9 +91,9 @@ impl Uring {
         if let Err(error) = ring.submitter().register_iowq_max_workers(&mut workers) {
             tracing::debug!(%error, "io_uring: cannot bound the kernel's threads");
         }
-        let pool_registered = register_pool(&ring, &pool);
+        let registrations = prepare_registrations(&ring, &pool);
         let offload = Offload::new(remote.clone());
-        Ok(Uring { ring, remote, offload, pool, pool_registered, supported, doorbell_armed: false, reaped: Vec::new() })
+        Ok(Uring { ring, remote, offload, pool, registrations, supported, doorbell_armed: false, reaped: Vec::new() })
     }
 
     /// Queues an entry.
@@ -116,16 +128,23 @@ impl Uring {
     }
 
     /// The index of the registered buffer that holds `memory`.
-    fn registered(&self, memory: Memory) -> Option<u16> {
-        if !self.pool_registered {
-            return None;
-        }
+    fn registered(&mut self, memory: Memory) -> Option<u16> {
         let (start, bytes) = self.pool.extent();
         let offset = (memory.start as usize).checked_sub(start as usize)?;
         if offset >= bytes {
             return None;
         }
-        u16::try_from(offset / SLOT_BYTES / SLOTS_PER_REGISTRATION).ok()
+        let number = offset / SLOT_BYTES / SLOTS_PER_REGISTRATION;
+        let registration = self.registrations.get_mut(number)?;
+        let index = u16::try_from(number).expect("REGISTRATIONS_MAX is below");
+        if *registration == Registration::NotAsked {
+            *registration = register(&self.ring, &self.pool, number);
+            if *registration == Registration::Refused {
+                // The limit is reached: the rest would be refused too.
+                self.registrations.truncate(number);
+            }
+        }
+        (self.registrations.get(number) == Some(&Registration::Registered)).then_some(index)
     }
 
     fn reap(&mut self, finished: &mut Vec<(Key, i32)>) {
@@ -191,17 +210,27 @@ impl Driver for Uring {
             Op::Send { socket, from } => opcode::Send::new(Fd(socket), from.start, from.length)
                 .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
                 .build(),
-            Op::SendTwo { socket, message } => {
+            Op::SendParts { socket, message } => {
                 opcode::SendMsg::new(Fd(socket), message).flags((libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32).build()
             }
-            Op::Read { file, into, offset } => match self.registered(into) {
-                Some(index) => opcode::ReadFixed::new(Fd(file), into.start, into.length, index).offset(offset).build(),
-                None => opcode::Read::new(Fd(file), into.start, into.length).offset(offset).build(),
-            },
-            Op::Write { file, from, offset } => match self.registered(from) {
-                Some(index) => opcode::WriteFixed::new(Fd(file), from.start, from.length, index).offset(offset).build(),
-                None => opcode::Write::new(Fd(file), from.start, from.length).offset(offset).build(),
-            },
+            Op::Read { file, into, offset, flags } => {
+                let Memory { start, length } = into;
+                match self.registered(into) {
+                    Some(index) => {
+                        opcode::ReadFixed::new(Fd(file), start, length, index).offset(offset).rw_flags(flags).build()
+                    }
+                    None => opcode::Read::new(Fd(file), start, length).offset(offset).rw_flags(flags).build(),
+                }
+            }
+            Op::Write { file, from, offset, flags } => {
+                let Memory { start, length } = from;
+                match self.registered(from) {
+                    Some(index) => {
+                        opcode::WriteFixed::new(Fd(file), start, length, index).offset(offset).rw_flags(flags).build()
+                    }
+                    None => opcode::Write::new(Fd(file), start, length).offset(offset).rw_flags(flags).build(),
+                }
+            }
             Op::Sync { file, data_only } => opcode::Fsync::new(Fd(file))
                 .flags(if data_only { FsyncFlags::DATASYNC } else { FsyncFlags::empty() })
                 .build(),
@@ -315,25 +344,35 @@ fn set_up(entries: u32) -> io::Result<IoUring> {
     Err(last_error.expect("there are steps"))
 }
 
-fn register_pool(ring: &IoUring, pool: &Pool) -> bool {
+/// Makes room for the pool's parts among the kernel's registered buffers. None when the kernel cannot (before 5.19).
+fn prepare_registrations(ring: &IoUring, pool: &Pool) -> Vec<Registration> {
+    let count = pool.extent().1.div_ceil(SLOTS_PER_REGISTRATION * SLOT_BYTES).min(REGISTRATIONS_MAX);
+    if count == 0 {
+        return Vec::new();
+    }
+    match ring.submitter().register_buffers_sparse(u32::try_from(count).expect("bounded above")) {
+        Ok(()) => vec![Registration::NotAsked; count],
+        Err(error) => {
+            tracing::info!(%error, "io_uring: buffers cannot be registered, using plain ones");
+            Vec::new()
+        }
+    }
+}
+
+/// Registers one part of the pool.
+fn register(ring: &IoUring, pool: &Pool, number: usize) -> Registration {
     let (start, bytes) = pool.extent();
     let part_bytes = SLOTS_PER_REGISTRATION * SLOT_BYTES;
-    let parts: Vec<libc::iovec> = (0..bytes)
-        .step_by(part_bytes)
-        .map(|offset| libc::iovec {
-            iov_base: start.wrapping_add(offset).cast(),
-            iov_len: part_bytes.min(bytes - offset),
-        })
-        .collect();
-    if parts.is_empty() {
-        return false;
-    }
+    let offset = number * part_bytes;
+    let part = libc::iovec { iov_base: start.wrapping_add(offset).cast(), iov_len: part_bytes.min(bytes - offset) };
+    let index = u32::try_from(number).expect("REGISTRATIONS_MAX is below");
     // SAFETY: the driver holds the pool, so the mapping outlives the ring's use of it.
-    match unsafe { ring.submitter().register_buffers(&parts) } {
-        Ok(()) => true,
+    match unsafe { ring.submitter().register_buffers_update(index, &[part], None) } {
+        Ok(()) => Registration::Registered,
         Err(error) => {
-            tracing::info!(%error, bytes, "io_uring: buffers are not registered (RLIMIT_MEMLOCK?), using plain ones");
-            false
+            let mib = offset >> 20;
+            tracing::info!(%error, "io_uring: buffers behind {mib} MiB are not registered (RLIMIT_MEMLOCK?)");
+            Registration::Refused
         }
     }
 }

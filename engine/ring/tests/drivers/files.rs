@@ -18,6 +18,20 @@ async fn contents(ring: &Ring, path: &Path) -> Vec<u8> {
 }
 
 on_both_drivers! {
+    async fn a_file_that_is_not_to_be_cached_reads_as_it_was_written(ring: Ring) {
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let how = OpenHow { uncached: true, random: true, ..OpenHow::create(0o600) };
+        let file = ring.open(&folder.path().join("file"), how).await.unwrap();
+        let mut block = ring.wait_buffer().await;
+        block.payload_mut().iter_mut().zip(0u32..).for_each(|(byte, at)| *byte = (at % 251) as u8);
+        let (result, mut block) = file.write_all_at(block, 100).await;
+        result.unwrap();
+        block.payload_mut().fill(0);
+        let (result, block) = file.read_at(block, 100).await;
+        assert_eq!(result.unwrap(), 65_536);
+        assert!(block.payload().iter().zip(0u32..).all(|(byte, at)| *byte == (at % 251) as u8));
+    }
+
     async fn what_is_written_is_read(ring: Ring) {
         let folder = folder();
         let path = folder.path().join("file");

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use ring::{BufferedReader, DriverChoice, IoBuf, IoBufExt, LEAD_BYTES, Options, Ring, Stream};
+use ring::{BufferedReader, DriverChoice, Gather, IoBuf, IoBufExt, LEAD_BYTES, Options, Ring, Stream};
 
 use crate::on_both_drivers;
 
@@ -211,6 +211,53 @@ on_both_drivers! {
             assert!(block.payload() == pattern(65_536));
         }
         assert_eq!(reader.more().await.unwrap(), 0);
+    }
+
+    async fn many_packets_leave_in_one_send(ring: Ring) {
+        let (client, server) = pair(&ring).await;
+        let sender = ring.clone();
+        ring.spawn(async move {
+            let mut gather = Gather::new();
+            for round in 0..20u8 {
+                let mut block = sender.wait_buffer().await;
+                block.payload_mut().copy_from_slice(&pattern(65_536));
+                block.lead_mut()[LEAD_BYTES - 1] = round;
+                let block = block.share();
+                let mut number = 0;
+                while gather.has_room(8) {
+                    gather.push(&[number; 8]);
+                    match number % 2 {
+                        0 => gather.push_payload(block.clone(), 1000..61_000 + usize::from(number)),
+                        _ => gather.push_framed(block.clone(), 1, 10),
+                    }
+                    number += 1;
+                }
+                gather.push(b"the");
+                gather.push(b" end");
+                let (result, back) = client.send_gather(gather).await;
+                result.unwrap();
+                gather = back;
+                gather.clear();
+                assert!(block.unshare().is_ok(), "nobody else has it any more");
+            }
+        });
+        let mut reader = BufferedReader::new(server, 8192);
+        for round in 0..20u8 {
+            for number in 0..16 {
+                assert_eq!(reader.fill_exactly(8).await.unwrap(), [number; 8]);
+                assert_eq!(reader.buffered().len(), 8, "what comes behind stays where it is");
+                reader.consume(8);
+                let length = if number % 2 == 0 { 60_000 + usize::from(number) } else { 11 };
+                let (result, bytes) = reader.read_into(vec![0; length]).await;
+                result.unwrap();
+                match number % 2 {
+                    0 => assert!(bytes == pattern(65_536)[1000..1000 + length]),
+                    _ => assert!(bytes[0] == round && bytes[1..] == pattern(10)),
+                }
+            }
+            assert_eq!(reader.fill_exactly(7).await.unwrap(), b"the end");
+            reader.consume(7);
+        }
     }
 
     async fn a_connection_moves_to_another_ring(ring: Ring) {

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use ring::local::Crew;
 use ring::{Ring, TimedOut, channel, local};
 
 use crate::on_both_drivers;
@@ -122,6 +123,37 @@ on_both_drivers! {
         blocks.pop();
         assert!(waits.await.is_some());
         assert_eq!(ring.free_buffers(), 1);
+    }
+
+    async fn a_crew_does_every_job_and_is_as_large_as_jobs_overlap(ring: Ring) {
+        let (done, most) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        let (under_way, its) = (Rc::new(Cell::new(0)), ring.clone());
+        let (its_done, its_most) = (done.clone(), most.clone());
+        let crew = Crew::new(&ring, move |micros: u64| {
+            let (ring, done, most, under_way) = (its.clone(), its_done.clone(), its_most.clone(), under_way.clone());
+            async move {
+                under_way.set(under_way.get() + 1);
+                most.set(under_way.get().max(most.get()));
+                // The timer outlives the wait: its wake-up finds a member that has another job, or none.
+                let _ = ring.timeout(Duration::from_micros(micros), ring.sleep(Duration::from_micros(100))).await;
+                under_way.set(under_way.get() - 1);
+                done.set(done.get() + 1);
+            }
+        });
+        for round in 0..50 {
+            for job in 0..10 {
+                crew.give(50 + 10 * job);
+            }
+            while done.get() < 10 * (round + 1) {
+                ring.sleep(Duration::from_micros(30)).await;
+            }
+        }
+        assert!((1..=10).contains(&most.get()), "{} at a time", most.get());
+        crew.give(10);
+        drop(crew);
+        while done.get() < 501 {
+            ring.sleep(Duration::from_micros(30)).await;
+        }
     }
 
     async fn clocks_go_forward_and_random_numbers_differ(ring: Ring) {
