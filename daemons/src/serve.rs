@@ -13,9 +13,6 @@ use crate::master as master_shell;
 use crate::process::Daemon;
 use crate::signals::{self, Wish};
 
-/// Buffers of 64 KiB of a chunkserver's ring: a bound of what is under way, not memory that is used at rest.
-const CHUNKSERVER_BUFFERS: usize = 512;
-
 /// Buffers of a master's ring: it moves no file data.
 const MASTER_BUFFERS: usize = 16;
 
@@ -53,7 +50,8 @@ pub fn master(daemon: Daemon, decisions: MetadataDecisions) -> Result<(), String
 pub fn chunkserver(daemon: Daemon) -> Result<(), String> {
     let settings = chunkserver_shell::from_config(&daemon.config)?;
     let config_path = daemon.config_path.clone();
-    on_a_ring(&daemon, CHUNKSERVER_BUFFERS, move |ring, wishes, ready| {
+    let buffers = settings.buffers();
+    on_a_ring(&daemon, buffers, move |ring, wishes, ready| {
         chunkserver_shell::run(ring, settings, config_path, wishes, ready)
     })
 }

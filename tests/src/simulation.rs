@@ -31,6 +31,8 @@ const CHUNKSERVERS: [Ipv4Addr; 3] =
     [Ipv4Addr::new(10, 0, 0, 11), Ipv4Addr::new(10, 0, 0, 12), Ipv4Addr::new(10, 0, 0, 13)];
 const CLIENTS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 0, 0, 21), Ipv4Addr::new(10, 0, 0, 22)];
 
+/// Buffers of each node: of a chunkserver's, 64 are for its cache, so that blocks come and go.
+const BUFFERS: usize = 256 + 64;
 /// Time for lost copies to be made again, before and after a chunkserver loses its power.
 const CALM: Duration = Duration::from_secs(30);
 /// Operations of each worker while faults are about.
@@ -56,7 +58,7 @@ pub struct Outcome {
 /// may fail.
 pub fn run(seed: u64) -> Result<Outcome, Broken> {
     let has_faults = !seed.is_multiple_of(8);
-    let world = World::new(seed, ring::sim::Settings { disk_bytes: 1 << 40, buffers: 256, ..Default::default() });
+    let world = World::new(seed, ring::sim::Settings { disk_bytes: 1 << 40, buffers: BUFFERS, ..Default::default() });
     let began = world.now();
     let durability = if seed.is_multiple_of(2) { Durability::Synced } else { Durability::Written };
     let mut cluster = Cluster::start(&world, durability);

@@ -9,6 +9,9 @@ use chunk::settings::{Durability, IoMode, Settings};
 
 use crate::config::{self, Config};
 
+/// The largest block cache, in MiB: 256 GiB.
+const BLOCK_CACHE_MIB_MAX: u32 = 256 << 10;
+
 /// Settings of a chunkserver. Errors: a sentence for the person who wrote the configuration.
 pub fn from_config(config: &Config) -> Result<Settings, String> {
     let hdd_path = config::secondary_path(config, "HDD_CONF_FILENAME", "mfshdd.cfg");
@@ -48,6 +51,7 @@ pub fn from_config(config: &Config) -> Result<Settings, String> {
         replication_speed: at_least_zero(config.float("REPLICATION_SPEED_LIMIT", 0.0)),
         io_mode: io_mode(config)?,
         durability: durability(config)?,
+        block_cache_mib: config.number("BLOCK_CACHE_MIB", defaults.block_cache_mib, 0..=BLOCK_CACHE_MIB_MAX),
         file_mode: 0o666 & !umask,
         folder_mode: 0o777 & !umask,
         resolve,
@@ -93,7 +97,8 @@ fn io_mode(config: &Config) -> Result<IoMode, String> {
     match config.text("HDD_IO_MODE", "buffered").as_str() {
         "direct" => Ok(IoMode::Direct),
         "buffered" => Ok(IoMode::Buffered),
-        other => Err(format!("HDD_IO_MODE = {other}: must be direct or buffered")),
+        "dontcache" => Ok(IoMode::DontCache),
+        other => Err(format!("HDD_IO_MODE = {other}: must be direct, buffered or dontcache")),
     }
 }
 

@@ -1,6 +1,7 @@
 //! A chunkserver without a configuration file, for trying the engine by itself.
 //!
-//! `chunkserver DATA_PATH LISTEN_IP:PORT MASTER_IP:PORT direct|buffered DRIVER FOLDER...`; ends when standard input does.
+//! `chunkserver DATA_PATH LISTEN_IP:PORT MASTER_IP:PORT direct|buffered|dontcache DRIVER FOLDER...`; ends when standard input does.
+//! In the environment: LABELS, BLOCK_CACHE_MIB.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a tool for developers: it may end with a panic")]
 
@@ -14,7 +15,7 @@ fn main() {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let arguments: Vec<String> = std::env::args().collect();
     let [_, data_path, listen, master, mode, driver, folders @ ..] = arguments.as_slice() else {
-        eprintln!("usage: chunkserver DATA_PATH LISTEN MASTER direct|buffered DRIVER FOLDER...");
+        eprintln!("usage: chunkserver DATA_PATH LISTEN MASTER direct|buffered|dontcache DRIVER FOLDER...");
         std::process::exit(1);
     };
     let (listen, master): (SocketAddrV4, SocketAddrV4) = (listen.parse().unwrap(), master.parse().unwrap());
@@ -25,10 +26,16 @@ fn main() {
         master_host: master.ip().to_string(),
         master_port: master.port(),
         labels: chunk::folders::parse_labels(&std::env::var("LABELS").unwrap_or_default()),
-        io_mode: if mode == "direct" { IoMode::Direct } else { IoMode::Buffered },
+        io_mode: match mode.as_str() {
+            "direct" => IoMode::Direct,
+            "dontcache" => IoMode::DontCache,
+            _ => IoMode::Buffered,
+        },
+        block_cache_mib: std::env::var("BLOCK_CACHE_MIB").map_or(64, |mib| mib.parse().unwrap()),
         ..Settings::new(PathBuf::from(data_path), parse_folders(&folders.join("\n")))
     };
-    let options = ring::Options { driver: driver.parse().unwrap(), buffers: 512, ..ring::Options::default() };
+    let options =
+        ring::Options { driver: driver.parse().unwrap(), buffers: settings.buffers(), ..ring::Options::default() };
     let (sender, mut receiver) = ring::channel::channel::<()>();
     std::thread::spawn(move || {
         let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());

@@ -51,27 +51,34 @@ impl FairLock {
         state.shared_holders == 0 && !state.exclusive_held && state.queue.is_empty()
     }
 
+    /// May whoever comes for a shared hold have it at once? Then all that needs no waiting can be done without a hold.
+    pub(crate) fn is_open(&self) -> bool {
+        let state = self.state.borrow();
+        !state.exclusive_held && state.queue.is_empty()
+    }
+
     /// Lets in whom the holders allow, in order. A place that is let in leaves the queue.
     fn advance(&self) {
-        let mut woken = Vec::new();
-        let mut state = self.state.borrow_mut();
-        while let Some(first) = state.queue.front() {
+        loop {
+            let mut state = self.state.borrow_mut();
+            let Some(first) = state.queue.front() else { return };
             let free = match first.hold {
                 Hold::Shared => !state.exclusive_held,
                 Hold::Exclusive => !state.exclusive_held && state.shared_holders == 0,
             };
             if !free {
-                break;
+                return;
             }
             let place = state.queue.pop_front().expect("the front was just seen");
             match place.hold {
                 Hold::Shared => state.shared_holders += 1,
                 Hold::Exclusive => state.exclusive_held = true,
             }
-            woken.extend(place.waker);
+            drop(state);
+            if let Some(waker) = place.waker {
+                waker.wake();
+            }
         }
-        drop(state);
-        woken.into_iter().for_each(Waker::wake);
     }
 
     fn release(&self, hold: Hold) {

@@ -5,6 +5,7 @@
 //! serve       port 9422: a connection, reads, write chains, questions;  peers  connections to other chunkservers
 //! master      port 9420: registration, reports, orders;                 replicate  a copy from another server
 //! store       volumes, registry, chunks in use: read and write a block, the operations, recovery, disks that come and go
+//! cache       verified blocks in memory
 //! scan chunkdb  which files a disk has: its folders, and the list that a clean stop left;  health  disks that hang
 //! counters charts disk_stats  what the monitor is told
 //! layout sums registry folders error   pure: bytes of a chunk file, arithmetic of sums, which file is which chunk
@@ -16,6 +17,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::cast_possible_truncation, reason = "numbers of blocks, bytes in a chunk and sub-folders are bounded")]
 
+mod cache;
 mod charts;
 mod chunkdb;
 mod counters;

@@ -8,15 +8,15 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
-use ring::local::{self, Notify};
+use ring::local::{self, Crew, Notify};
 use ring::{JoinHandle, Ring};
 use wire::types::Name;
 use wire::{Ip4, MetaId};
 
 use crate::charts::Charts;
 use crate::master::{self, LifeEnd};
-use crate::serve::accept_loop;
 use crate::serve::peers::Peers;
+use crate::serve::{AheadJob, ReadJob, WriteJob, accept_loop};
 use crate::settings::{LiveSettings, Settings};
 use crate::store::Store;
 
@@ -94,7 +94,10 @@ pub async fn run_with_reloads(
         master_address: Cell::new((Ip4(0), 0)),
         jobs: Rc::default(),
         writes_under_way: Cell::new(0),
-        buffers_per_class: ring.free_buffers() / (2 * CHAIN_CLASSES),
+        buffers_per_class: ring.free_buffers().saturating_sub(store.cache_blocks) / (2 * CHAIN_CLASSES),
+        read_crew: Crew::new(&ring, ReadJob::run),
+        ahead_crew: Crew::new(&ring, AheadJob::run),
+        write_crew: Crew::new(&ring, WriteJob::run),
         connections: RefCell::default(),
         stopping: Cell::new(false),
         stop: Notify::new(),
@@ -154,6 +157,10 @@ pub(crate) struct Server {
     pub(crate) writes_under_way: Cell<usize>,
     /// Pool buffers that each class of sessions leaves to the classes below it.
     pub(crate) buffers_per_class: usize,
+    /// Who reads blocks from disk, reads ahead, and writes pieces.
+    pub(crate) read_crew: Crew<ReadJob>,
+    pub(crate) ahead_crew: Crew<AheadJob>,
+    pub(crate) write_crew: Crew<WriteJob>,
     pub(crate) connections: RefCell<Connections>,
     pub(crate) stopping: Cell<bool>,
     pub(crate) stop: Notify,

@@ -17,6 +17,8 @@ pub enum IoMode {
     Direct,
     /// Through the page cache.
     Buffered,
+    /// Through the page cache, without leaving anything there; where the kernel cannot, as `Buffered`.
+    DontCache,
 }
 
 /// What an acknowledgement promises. Design, section 5.
@@ -68,6 +70,9 @@ pub struct Settings {
     pub replication_speed: f64,
     pub io_mode: IoMode,
     pub durability: Durability,
+    /// MiB of verified blocks that are kept in memory; 0 = none. They lie in the ring's buffers, of which the cache
+    /// leaves `IO_BUFFERS_MIN` to everything else: see `Settings::buffers`.
+    pub block_cache_mib: u32,
     /// Modes of new files and folders, the umask applied.
     pub file_mode: u32,
     pub folder_mode: u32,
@@ -77,7 +82,22 @@ pub struct Settings {
     pub options: BTreeMap<String, String>,
 }
 
+/// Buffers of a chunkserver's ring that are not for the cache: a bound of what is under way.
+const IO_BUFFERS: usize = 512;
+/// Fewer buffers than this are not shared with a cache.
+const IO_BUFFERS_MIN: usize = 256;
+
 impl Settings {
+    /// Buffers that the ring of this chunkserver is to have.
+    pub fn buffers(&self) -> usize {
+        IO_BUFFERS + self.block_cache_mib as usize * crate::cache::BLOCKS_PER_MIB
+    }
+
+    /// Blocks that the cache may hold, on a ring with so many buffers.
+    pub(crate) fn cache_blocks(&self, buffers: usize) -> usize {
+        (self.block_cache_mib as usize * crate::cache::BLOCKS_PER_MIB).min(buffers.saturating_sub(IO_BUFFERS_MIN))
+    }
+
     pub(crate) fn is_synced(&self) -> bool {
         self.durability == Durability::Synced
     }
@@ -127,6 +147,7 @@ impl Settings {
             replication_speed: 0.0,
             io_mode: IoMode::Direct,
             durability: Durability::Written,
+            block_cache_mib: 64,
             file_mode: 0o666 & !0o027,
             folder_mode: 0o777 & !0o027,
             resolve: dotted_address,

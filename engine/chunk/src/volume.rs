@@ -20,7 +20,7 @@ use crate::health::Health;
 use crate::intents::IntentLog;
 use crate::layout::{SUBFOLDERS, subfolder_name, temporary_name};
 use crate::settings::{IoMode, Settings};
-use crate::store::scratch::{SCRATCH_OF_A_DISK, TRUNCATIONS_OF_A_DISK};
+use crate::store::scratch::{SCRATCH_OF_A_DISK, TABLES_OF_A_DISK, TRUNCATIONS_OF_A_DISK};
 
 /// Errors that are kept per disk. Spec 21, 8.5.
 const ERRORS_KEPT: usize = 30;
@@ -64,6 +64,8 @@ pub(crate) struct Volume {
     pub(crate) health: Rc<Health>,
     /// What work on this disk may hold of the buffers that are kept aside.
     pub(crate) scratch_share: Semaphore,
+    /// As `scratch_share`, of what is kept for tables and headers.
+    pub(crate) table_share: Semaphore,
     pub(crate) truncations: Semaphore,
     errors: RefCell<VecDeque<DiskError>>,
     subfolder_files: RefCell<[u32; SUBFOLDERS]>,
@@ -353,6 +355,7 @@ pub(crate) async fn open_volume(
         stats: DiskCounters::default(),
         health: Rc::default(),
         scratch_share: Semaphore::new(SCRATCH_OF_A_DISK),
+        table_share: Semaphore::new(TABLES_OF_A_DISK),
         truncations: Semaphore::new(TRUNCATIONS_OF_A_DISK),
         errors: RefCell::default(),
         subfolder_files: RefCell::new([0; SUBFOLDERS]),

@@ -15,13 +15,15 @@
 pub(crate) mod record;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::future::poll_fn;
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use ring::local::{Notify, OneshotSender, oneshot};
+use ring::local::Notify;
 use ring::{Block, File, IoBufExt, OpenHow, Ring};
 use wire::ChunkId;
 
@@ -60,7 +62,13 @@ pub(crate) struct IntentLog {
 struct State {
     /// Number of the next page.
     next: u64,
-    waiting: Vec<(Intent, OneshotSender<bool>)>,
+    /// What waits to be committed, in order.
+    waiting: VecDeque<Intent>,
+    /// Records that were ever put in the line, and how many of them are durable.
+    asked: u64,
+    committed: u64,
+    /// Who waits for a record, by its number, ascending.
+    waiters: VecDeque<(u64, Waker)>,
     /// Ride along with the next page, whenever that is.
     lazy: Vec<Intent>,
     /// Per chunk, first and last page with records that its table on disk may not cover.
@@ -112,19 +120,34 @@ impl IntentLog {
 
     /// Writes down what is about to be done; returns when that is durable. Errors: `LogBroken`.
     pub(crate) async fn record(&self, intent: Intent) -> Result<(), LogBroken> {
-        let (sender, receiver) = oneshot();
-        {
+        let number = {
             let mut state = self.state.borrow_mut();
             if state.broken {
                 return Err(LogBroken);
             }
-            state.waiting.push((intent, sender));
-        }
+            state.waiting.push_back(intent);
+            state.asked += 1;
+            state.asked
+        };
         self.pending.notify_one();
-        match receiver.await {
-            Some(true) => Ok(()),
-            _ => Err(LogBroken),
-        }
+        let mut stands_in_line = false;
+        poll_fn(|context| {
+            let mut state = self.state.borrow_mut();
+            if state.committed >= number {
+                return Poll::Ready(Ok(()));
+            }
+            if state.broken {
+                return Poll::Ready(Err(LogBroken));
+            }
+            if !stands_in_line {
+                stands_in_line = true;
+                state.waiters.push_back((number, context.waker().clone()));
+            } else if let Some((_, waker)) = state.waiters.iter_mut().find(|(waiting, _)| *waiting == number) {
+                waker.clone_from(context.waker());
+            }
+            Poll::Pending
+        })
+        .await
     }
 
     /// Number of the next page: whatever is recorded from now on gets this one or a later one.
@@ -227,8 +250,9 @@ impl IntentLog {
     /// Commits records until the log breaks or the task is dropped. One task per log runs this.
     pub(crate) async fn commit_loop(self: Rc<Self>) {
         let mut buffer = self.ring.wait_buffer().await;
+        let mut records = Vec::new();
         loop {
-            let (records, senders) = self.next_batch().await;
+            let asked = self.next_batch(&mut records).await;
             let (result, back) = self.commit(&records, buffer).await;
             buffer = back;
             if let Err(error) = &result {
@@ -236,13 +260,23 @@ impl IntentLog {
                 let mut state = self.state.borrow_mut();
                 state.broken = true;
                 state.waiting.clear();
-            }
-            for sender in senders {
-                let _ = sender.send(result.is_ok()); // whoever asked may be gone
-            }
-            if result.is_err() {
+                let waiters = std::mem::take(&mut state.waiters);
+                drop(state);
+                waiters.into_iter().for_each(|(_, waker)| waker.wake());
                 return;
             }
+            self.state.borrow_mut().committed += asked;
+            self.wake_committed();
+        }
+    }
+
+    fn wake_committed(&self) {
+        let mut state = self.state.borrow_mut();
+        while let Some((number, _)) = state.waiters.front()
+            && *number <= state.committed
+        {
+            let (_, waker) = state.waiters.pop_front().expect("the front was just seen");
+            waker.wake(); // runs no task
         }
     }
 
@@ -253,22 +287,22 @@ impl IntentLog {
         }
     }
 
-    async fn next_batch(&self) -> (Vec<Intent>, Vec<OneshotSender<bool>>) {
+    /// Waits for records and puts them into `records`. Gives how many of them somebody waits for.
+    async fn next_batch(&self, records: &mut Vec<Intent>) -> u64 {
         loop {
             {
-                let mut state = self.state.borrow_mut();
-                let room = self.pages_free(&state);
+                let state = &mut *self.state.borrow_mut();
+                let room = self.pages_free(state);
                 if room <= PAGES / 2 {
                     self.pressure.notify_one();
                 }
                 if !state.waiting.is_empty() && room >= PAGES_PER_COMMIT as u64 {
-                    let lazy_max = RECORDS_PER_PAGE;
-                    let lazy_count = state.lazy.len().min(lazy_max);
-                    let mut records: Vec<Intent> = state.lazy.drain(..lazy_count).collect();
+                    records.clear();
+                    let lazy_count = state.lazy.len().min(RECORDS_PER_PAGE);
+                    records.extend(state.lazy.drain(..lazy_count));
                     let count = state.waiting.len().min(RECORDS_PER_PAGE * PAGES_PER_COMMIT - records.len());
-                    let (intents, senders): (Vec<_>, Vec<_>) = state.waiting.drain(..count).unzip();
-                    records.extend(intents);
-                    return (records, senders);
+                    records.extend(state.waiting.drain(..count));
+                    return count as u64;
                 }
             }
             if self.state.borrow().waiting.is_empty() {

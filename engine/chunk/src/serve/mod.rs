@@ -3,10 +3,16 @@
 //! A connection is a sequence of requests, each finished before the next is sent. Between them it is idle; reads
 //! (`read`), write sessions (`write`) and questions (`questions`) borrow it while they last.
 
+mod ahead;
 pub(crate) mod peers;
 pub(crate) mod questions;
 mod read;
+mod window;
 mod write;
+
+pub(crate) use ahead::AheadJob;
+pub(crate) use read::ReadJob;
+pub(crate) use write::WriteJob;
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,14 +20,16 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
-use ring::{BufferedReader, Instant, IoBuf, Listener, Stream};
+use ring::{BufferedReader, Gather, Instant, IoBuf, Listener, Stream};
 use wire::limits::{DATA_PORT_BYTES_MAX, HEADER_BYTES};
 use wire::{
-    AntoanNop, CltocsRead, CltocsWrite, CltocsWriteData, CltocsWriteFinish, CstoclReadStatus, CstoclWriteStatus,
-    Header, Packet, Status, WireError,
+    CltocsRead, CltocsWrite, CltocsWriteData, CltocsWriteFinish, CstoclReadStatus, CstoclWriteStatus, Header, Packet,
+    Status, WireError,
 };
 
 use crate::server::Server;
+use ahead::ReadAhead;
+use window::{BlockResult, Window};
 
 /// A NOP is sent after so long without sending. Spec 20, 2.1.
 const IDLE_NOP_AFTER: Duration = Duration::from_micros(5_000_000 / 3);
@@ -127,6 +135,10 @@ async fn serve_connection(server: Rc<Server>, stream: Stream) {
         stream,
         last_received: now,
         last_sent: now,
+        window: Rc::default(),
+        ahead: ReadAhead::default(),
+        gather: None,
+        packets: Vec::new(),
         server,
     };
     let hangup = connection.serve_requests().await;
@@ -146,6 +158,13 @@ pub(crate) struct Connection {
     reader: BufferedReader,
     last_received: Instant,
     last_sent: Instant,
+    /// Blocks on their way from disk to the peer.
+    window: Rc<Window<BlockResult>>,
+    ahead: ReadAhead,
+    /// What is to be sent with the next send. None until the first read, and during a send.
+    gather: Option<Gather>,
+    /// Small packets are encoded here.
+    packets: Vec<u8>,
 }
 
 impl Connection {
@@ -203,7 +222,7 @@ impl Connection {
                     self.last_received = self.server.ring.now();
                 }
                 Err(_) if self.server.ring.now() >= silent_at => return Err(Hangup::Silent),
-                Err(_) => self.send(AntoanNop {}.encode()).await?,
+                Err(_) => self.send(&NOP).await?,
             }
         }
         Ok(())
@@ -246,17 +265,12 @@ impl Connection {
     }
 
     async fn send<B: IoBuf>(&mut self, bytes: B) -> Result<(), Hangup> {
-        self.send_back(bytes).await.map(drop)
-    }
-
-    /// As `send`; gives the buffer back.
-    async fn send_back<B: IoBuf>(&mut self, bytes: B) -> Result<B, Hangup> {
         let sent = self.server.ring.timeout(SEND_MAX, self.stream.send_all(bytes)).await;
         let (result, bytes) = sent.map_err(|_| Hangup::Stuck)?;
         result?;
         self.server.store.counters.served_out_bytes.add(bytes.as_bytes().len() as u64);
         self.last_sent = self.server.ring.now();
-        Ok(bytes)
+        Ok(())
     }
 
     /// Waits for `work`; with `nops`, the peer gets one each second meanwhile.
@@ -269,7 +283,7 @@ impl Connection {
             let nap = self.server.ring.sleep_until(self.last_sent + BUSY_NOP_AFTER);
             match select(work.as_mut(), std::pin::pin!(nap)).await {
                 Either::Left((output, _)) => return Ok(output),
-                Either::Right(_) => self.send(AntoanNop {}.encode()).await?,
+                Either::Right(_) => self.send(&NOP).await?,
             }
         }
     }
@@ -280,10 +294,13 @@ impl Connection {
     }
 }
 
-fn read_status(request: &CltocsRead, status: Status) -> Vec<u8> {
-    CstoclReadStatus { chunkid: request.chunkid, status }.encode()
+/// A packet that says that we are alive. Spec 20, 2.1.
+static NOP: [u8; HEADER_BYTES] = [0; HEADER_BYTES];
+
+fn read_status(request: &CltocsRead, status: Status) -> CstoclReadStatus {
+    CstoclReadStatus { chunkid: request.chunkid, status }
 }
 
-fn write_status(chunkid: wire::ChunkId, writeid: u32, status: Status) -> Vec<u8> {
-    CstoclWriteStatus { chunkid, writeid, status }.encode()
+fn write_status(chunkid: wire::ChunkId, writeid: u32, status: Status) -> CstoclWriteStatus {
+    CstoclWriteStatus { chunkid, writeid, status }
 }

@@ -1,27 +1,46 @@
 //! A read. Spec 20, 3.1.
 //!
-//! Block by block: a pool buffer, one disk read, verify, the packet's header right in front of the data, one send from
-//! the same buffer. While a block is being sent the next ones are being read, as many as free buffers allow.
+//! Block by block: from the cache, or by one disk read into a pool buffer and a verification. Blocks that are ready go
+//! out together, up to 1 MiB with their heads and the status in one send, straight from the buffers that cache and disk
+//! filled. While they are being sent the next ones are being read, as many as free buffers allow.
 
-use std::collections::VecDeque;
 use std::rc::Rc;
 
 use futures_util::FutureExt;
-use ring::{Block, JoinHandle};
+use ring::{Block, Gather, SharedBlock};
 use wire::limits::{BLOCK_BYTES, CHUNK_BYTES, HEADER_BYTES};
-use wire::{CltocsRead, Crc, CstoclReadData, Status};
+use wire::{CltocsRead, Crc, CstoclReadData, Packet, Status};
 
-use super::{Connection, Hangup, read_status};
-use crate::error::ChunkError;
+use super::window::{BlockResult, Window};
+use super::{Connection, Hangup, SEND_MAX, read_status};
 use crate::layout::BlockIndex;
 use crate::server::{CHAIN_CLASSES, Server};
 use crate::store::Chunk;
 use crate::sums::sum_of;
 
 /// Blocks of one request that are read at the same time.
-const BLOCKS_AHEAD: usize = 8;
+const BLOCKS_AHEAD: usize = 16;
 
-type BlockRead = JoinHandle<Result<(Block, Crc), ChunkError>>;
+/// One block to be read from disk. Done beyond the request that asked: a buffer that is lent to the disk comes back in
+/// its own time.
+pub(crate) struct ReadJob {
+    server: Rc<Server>,
+    window: Rc<Window<BlockResult>>,
+    place: u64,
+    chunk: Rc<Chunk>,
+    request: CltocsRead,
+    block: BlockIndex,
+    buffer: Block,
+}
+
+impl ReadJob {
+    pub(crate) async fn run(self) {
+        let ReadJob { server, window, place, chunk, request, block, buffer } = self;
+        let (_, end) = part_of(&request, block);
+        let read = server.store.read_block_to_share(&chunk, request.version, block, end, buffer).await;
+        window.put(place, read);
+    }
+}
 
 impl Connection {
     pub(super) async fn read(&mut self, request: CltocsRead) -> Result<(), Hangup> {
@@ -30,71 +49,139 @@ impl Connection {
             Ok(()) if request.size == 0 => Status::OK,
             Ok(()) => match self.server.begin_job() {
                 None => Status::NOTDONE,
-                Some(_job) => self.send_blocks(&request).await?,
+                Some(_job) => {
+                    let sent = self.send_blocks(&request).await;
+                    self.window.end();
+                    sent?
+                }
             },
         };
-        self.send(read_status(&request, status)).await
+        self.packets.clear();
+        read_status(&request, status).encode_into(&mut self.packets);
+        let mut gather = self.gather.take().unwrap_or_default();
+        gather.push(&self.packets);
+        self.send_gathered(gather).await
     }
 
-    /// Sends all data, or as much as there is before the status that comes back.
+    /// Sends all data, or as much as there is before the status that comes back; the last of it may be left in the
+    /// gather, for the status to go with it.
     async fn send_blocks(&mut self, request: &CltocsRead) -> Result<Status, Hangup> {
         let server = self.server.clone();
         let nops = request.with_proto;
-        let opened = self.working(nops, server.store.open(request.chunkid, request.version)).await?;
+        let opened = match server.store.opened(request.chunkid, request.version) {
+            Some(chunk) => Ok(chunk),
+            None => self.working(nops, server.store.open(request.chunkid, request.version)).await?,
+        };
         let chunk = match opened {
             Ok(chunk) => chunk,
             Err(error) => return Ok(error.status()),
         };
-        let first = request.offset / BLOCK_BYTES;
+        self.ahead.begin(request);
         let last = (request.offset + request.size - 1) / BLOCK_BYTES;
-        let mut next = first;
-        let mut reads: VecDeque<BlockRead> = VecDeque::new();
-        for number in first..=last {
-            while next <= last && reads.len() < BLOCKS_AHEAD {
-                let buffer = if reads.is_empty() {
-                    self.working(nops, server.ring.wait_buffer()).await?
-                } else if server.ring.free_buffers() > server.buffers_per_class * CHAIN_CLASSES
-                    && let Some(buffer) = server.ring.buffer()
-                {
-                    buffer
+        let mut next = request.offset / BLOCK_BYTES;
+        let mut number = next;
+        while number <= last {
+            // What is ready, and what can be asked for, before anything is waited for.
+            self.ask_for_blocks(&chunk, request, &mut next, last);
+            if self.window.len() == 0 && self.ahead.is_coming(next) {
+                if self.gather.as_ref().is_some_and(|gather| !gather.is_empty()) {
+                    self.send_what_is_gathered().await?;
                 } else {
-                    break;
-                };
-                reads.push_back(begin_read(&server, &chunk, request, next, buffer));
-                next += 1;
+                    let coming = self.ahead.wait();
+                    self.working(nops, coming).await?;
+                }
+                continue;
             }
-            let read = reads.pop_front().expect("at least one read is under way");
-            match self.working(nops, read).await? {
-                Some(Ok((block, sum))) => self.send_block(request, number, block, sum).await?,
+            if self.window.len() == 0 {
+                let buffer = self.working(nops, server.ring.wait_buffer()).await?;
+                self.begin_read(&chunk, request, &mut next, buffer);
+            }
+            match self.window.take_ready() {
+                Some(Ok((block, sum))) => {
+                    self.gather_block(request, number, block, sum);
+                    number += 1;
+                    if !self.gather.as_ref().is_some_and(|gather| gather.has_room(ROOM_BYTES)) {
+                        self.send_what_is_gathered().await?;
+                    }
+                }
                 Some(Err(error)) => return Ok(error.status()),
-                None => return Ok(Status::NOTDONE), // the server stops
+                None if self.gather.as_ref().is_some_and(|gather| !gather.is_empty()) => {
+                    self.send_what_is_gathered().await?;
+                }
+                None => {
+                    let window = self.window.clone();
+                    self.working(nops, window.first_ready()).await?;
+                }
             }
-            self.look_at_reader()?;
         }
+        self.ahead.go_on(&server, &chunk, request);
         Ok(Status::OK)
     }
 
-    /// Sends the part of block `number` that was asked for.
-    async fn send_block(
-        &mut self,
-        request: &CltocsRead,
-        number: u32,
-        mut block: Block,
-        sum: Crc,
-    ) -> Result<(), Hangup> {
-        let block_start = number * BLOCK_BYTES;
-        let start = request.offset.saturating_sub(block_start);
-        let end = (request.offset + request.size - block_start).min(BLOCK_BYTES);
-        let size = end - start;
-        if start > 0 {
-            block.payload_mut().copy_within(start as usize..end as usize, 0);
+    /// Fills the window: from the cache, or from disk as far as there are buffers to spare.
+    fn ask_for_blocks(&mut self, chunk: &Rc<Chunk>, request: &CltocsRead, next: &mut u32, last: u32) {
+        while *next <= last && self.window.len() < BLOCKS_AHEAD {
+            if self.ahead.is_coming(*next) {
+                return;
+            }
+            let block = BlockIndex::new(*next).expect("the range was checked");
+            let (start, end) = part_of(request, block);
+            if let Some(cached) = self.server.store.cached_block(chunk, request.version, block, start..end) {
+                self.window.push(Some(Ok(cached)));
+                *next += 1;
+                continue;
+            }
+            let ring = &self.server.ring;
+            let is_first = self.window.len() == 0;
+            let may_take = is_first || ring.free_buffers() > self.server.buffers_per_class * CHAIN_CLASSES;
+            match if may_take { ring.buffer() } else { None } {
+                Some(buffer) => self.begin_read(chunk, request, next, buffer),
+                None => return,
+            }
         }
-        let crc = if size == BLOCK_BYTES { sum } else { sum_of(&block.payload()[..size as usize]) };
+    }
+
+    fn begin_read(&mut self, chunk: &Rc<Chunk>, request: &CltocsRead, next: &mut u32, buffer: Block) {
+        let block = BlockIndex::new(*next).expect("the range was checked");
+        *next += 1;
+        let place = self.window.push(None);
+        let (server, window, chunk) = (self.server.clone(), self.window.clone(), chunk.clone());
+        let job = ReadJob { server, window, place, chunk, request: request.clone(), block, buffer };
+        self.server.read_crew.give(job);
+    }
+
+    /// Puts the part of block `number` that was asked for behind what is to be sent.
+    fn gather_block(&mut self, request: &CltocsRead, number: u32, block: SharedBlock, sum: Crc) {
+        let (start, end) = part_of(request, BlockIndex::new(number).expect("the range was checked"));
+        let size = end - start;
+        let range = start as usize..end as usize;
+        let crc = if size == BLOCK_BYTES { sum } else { sum_of(&block.payload()[range.clone()]) };
         let head =
             CstoclReadData { chunkid: request.chunkid, blocknum: number as u16, offset: start as u16, size, crc };
-        let lead_bytes = block.lead().len();
-        block.lead_mut()[lead_bytes - CstoclReadData::FRONT_BYTES..].copy_from_slice(&head.front());
-        self.send(block.with_head(CstoclReadData::FRONT_BYTES, size as usize)).await
+        let gather = self.gather.get_or_insert_default();
+        gather.push(&head.front());
+        gather.push_payload(block, range);
+    }
+
+    async fn send_what_is_gathered(&mut self) -> Result<(), Hangup> {
+        let gather = self.gather.take().unwrap_or_default();
+        self.send_gathered(gather).await?;
+        self.look_at_reader()
+    }
+
+    /// Sends and empties a gather, and keeps it for the next time.
+    async fn send_gathered(&mut self, gather: Gather) -> Result<(), Hangup> {
+        // Each packet has its time.
+        let packets = gather.total_bytes().div_ceil(BLOCK_BYTES as usize) as u32;
+        let sent = self.server.ring.timeout(SEND_MAX * packets, self.stream.send_gather(gather)).await;
+        let (result, mut gather) = sent.map_err(|_| Hangup::Stuck)?;
+        let sent_bytes = gather.total_bytes() as u64;
+        gather.clear();
+        self.gather = Some(gather);
+        result?;
+        self.server.store.counters.served_out_bytes.add(sent_bytes);
+        self.last_sent = self.server.ring.now();
+        Ok(())
     }
 
     /// What has come meanwhile, without waiting: NOPs are dropped, anything else ends the connection.
@@ -115,11 +202,15 @@ impl Connection {
     }
 }
 
-/// Reads beyond the task that asked: a buffer that is lent to the disk comes back in its own time.
-fn begin_read(server: &Rc<Server>, chunk: &Rc<Chunk>, request: &CltocsRead, number: u32, buffer: Block) -> BlockRead {
-    let (server, chunk, version) = (server.clone(), chunk.clone(), request.version);
-    let block = BlockIndex::new(number).expect("the range was checked");
-    server.ring.clone().spawn(async move { server.store.read_block(&chunk, version, block, buffer).await })
+/// Room that a gather must have left: one more head, and the status.
+const ROOM_BYTES: usize = CstoclReadData::FRONT_BYTES + 32;
+
+/// The part of a block that was asked for: from and to, in bytes.
+fn part_of(request: &CltocsRead, block: BlockIndex) -> (u32, u32) {
+    let block_start = u32::from(block.number()) * BLOCK_BYTES;
+    let start = request.offset.saturating_sub(block_start);
+    let end = (request.offset + request.size - block_start).min(BLOCK_BYTES);
+    (start, end)
 }
 
 /// Is this a range inside a chunk? Spec 20, 3.1: the statuses in the order of the checks.

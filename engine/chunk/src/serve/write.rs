@@ -20,15 +20,14 @@ use std::rc::Rc;
 
 use futures_util::{FutureExt, select_biased};
 use ring::local::{Notify, Receiver, Sender, channel};
-use ring::{BufferedReader, IoBuf, IoBufExt, Slice, Stream, WholeBlock};
+use ring::{BufferedReader, Gather, IoBuf, IoBufExt, SharedBlock, Stream};
 use wire::limits::{BLOCK_BYTES, BLOCKS_PER_CHUNK, HEADER_BYTES, WRITE_DATA_HEAD_BYTES};
-use wire::{
-    AntoanNop, ChunkId, CltocsWrite, CltocsWriteData, CltocsWriteFinish, CstoclWriteStatus, Header, Packet, Status,
-};
+use wire::{ChunkId, CltocsWrite, CltocsWriteData, CltocsWriteFinish, Crc, CstoclWriteStatus, Header, Packet, Status};
 
 use super::peers::address_of;
-use super::{BUSY_NOP_AFTER, Connection, Hangup, SEND_MAX, SILENCE_MAX, write_status};
+use super::{BUSY_NOP_AFTER, Connection, Hangup, NOP, SEND_MAX, SILENCE_MAX, write_status};
 use crate::error::ChunkError;
+use crate::fair_lock::Turn;
 use crate::layout::BlockIndex;
 use crate::server::{CHAIN_CLASSES, Server};
 use crate::store::Chunk;
@@ -37,13 +36,42 @@ use crate::sums::sum_of;
 
 /// Pieces of one session between receipt and report.
 const PIECES_MAX: usize = 32;
-/// A piece as it came: header, head and data in one buffer.
-type Frame = Rc<Slice<WholeBlock>>;
+/// Data of a piece from which on it is received straight into its buffer, past the reader's.
+const STRAIGHT_BYTES: u32 = 16 << 10;
+/// Bytes of statuses in one send.
+const STATUSES_BYTES: usize = PIECES_MAX * (HEADER_BYTES + 13);
+
+/// A piece as it came, header, head and data in one buffer: the data are the payload, the rest lies right in front.
+struct Frame {
+    block: SharedBlock,
+    size: usize,
+}
 
 /// What goes to the next server.
 enum Forward {
     Piece(Frame),
-    Control(Vec<u8>),
+    Finish(CltocsWriteFinish),
+    Nop,
+}
+
+/// A piece that is to be written. Done beyond the session: a buffer that is lent to the disk comes back in its own time.
+pub(crate) struct WriteJob {
+    session: Rc<Session>,
+    number: u64,
+    turn: Turn,
+    part: Part,
+    sum: Crc,
+    block: SharedBlock,
+}
+
+impl WriteJob {
+    pub(crate) async fn run(self) {
+        let WriteJob { session, number, turn, part, sum, block } = self;
+        let data = block.slice(0..part.size_bytes as usize);
+        let store = &session.server.store;
+        let written = store.write_part(&session.chunk, session.request.version, turn, part, sum, data).await;
+        session.local_is_done(number, written.map_or_else(|error: ChunkError| error.status(), |()| Status::OK));
+    }
 }
 
 /// A piece that was received and not yet reported.
@@ -91,7 +119,7 @@ impl Connection {
         let server = self.server.clone();
         let id = request.chunkid;
         let Some(_job) = server.begin_job() else {
-            return self.send(write_status(id, 0, Status::NOTDONE)).await;
+            return self.send(write_status(id, 0, Status::NOTDONE).encode()).await;
         };
         let mut next = None;
         if let [first, rest @ ..] = request.chain.as_slice() {
@@ -99,13 +127,13 @@ impl Connection {
             let connecting = server.peers.connect(address_of(first), &opening);
             next = self.working(request.with_proto, connecting).await?;
             if next.is_none() {
-                return self.send(write_status(id, 0, Status::CANTCONNECT)).await;
+                return self.send(write_status(id, 0, Status::CANTCONNECT).encode()).await;
             }
         }
         let opened = self.working(request.with_proto, server.store.open(id, request.version)).await?;
         let chunk = match opened {
             Ok(chunk) => chunk,
-            Err(error) => return self.send(write_status(id, 0, error.status())).await,
+            Err(error) => return self.send(write_status(id, 0, error.status()).encode()).await,
         };
         let session = Rc::new(Session::new(server.clone(), chunk.clone(), request, next.is_none()));
         server.store.begin_session(&chunk);
@@ -238,10 +266,15 @@ impl Session {
 /// Takes pieces until WRITE_FINISH. Spec 20, 4.2 and 4.3.
 async fn receive(session: &Rc<Session>, reader: &mut BufferedReader, to_next: &Sender<Forward>) -> Result<(), Hangup> {
     let ring = session.server.ring.clone();
+    let mut last_piece_bytes = 0;
     loop {
         session.room_for_a_piece().await;
         let header = {
-            let filled = ring.timeout(SILENCE_MAX, reader.fill(HEADER_BYTES)).await.map_err(|_| Hangup::Silent)?;
+            // In a stream of large pieces only the head goes through the reader's buffer.
+            let front_bytes = CltocsWriteData::FRONT_BYTES;
+            let at_most = if last_piece_bytes >= STRAIGHT_BYTES { front_bytes } else { usize::MAX };
+            let filled = reader.fill_within(HEADER_BYTES, at_most);
+            let filled = ring.timeout(SILENCE_MAX, filled).await.map_err(|_| Hangup::Silent)?;
             Header::decode(filled?.first_chunk().expect("eight bytes were asked for"))
         };
         if header.length > wire::limits::DATA_PORT_BYTES_MAX {
@@ -249,11 +282,14 @@ async fn receive(session: &Rc<Session>, reader: &mut BufferedReader, to_next: &S
         }
         session.amid_packet.set(true);
         match header.kind {
-            CltocsWriteData::TYPE => receive_piece(session, reader, to_next, header).await?,
+            CltocsWriteData::TYPE => {
+                last_piece_bytes = header.length;
+                receive_piece(session, reader, to_next, header).await?;
+            }
             CltocsWriteFinish::TYPE => {
                 let finish = receive_control::<CltocsWriteFinish>(session, reader, header).await?;
                 session.amid_packet.set(false);
-                let _ = to_next.send(Forward::Control(finish.encode())).await; // a lost chain is reported by itself
+                let _ = to_next.send(Forward::Finish(finish.clone())).await; // a lost chain is reported by itself
                 if finish.chunkid != session.request.chunkid || finish.version != session.request.version {
                     session.expect_report(
                         if session.is_last { session.last_writeid.get() } else { 0 },
@@ -265,7 +301,7 @@ async fn receive(session: &Rc<Session>, reader: &mut BufferedReader, to_next: &S
             }
             0 if header.length == 0 => {
                 reader.consume(HEADER_BYTES);
-                let _ = to_next.send(Forward::Control(AntoanNop {}.encode())).await;
+                let _ = to_next.send(Forward::Nop).await;
             }
             _ if session.is_last => {
                 // Other types mean nothing here.
@@ -324,19 +360,19 @@ async fn receive_piece(
     let received = ring.timeout(SILENCE_MAX, reader.read_into(buffer.slice(0..size))).await;
     let (result, buffer) = received.map_err(|_| Hangup::Silent)?;
     result?;
-    let frame: Frame = Rc::new(buffer.into_inner().with_head(front_bytes, size));
+    let block = buffer.into_inner().share();
     if !session.is_last {
-        let _ = to_next.send(Forward::Piece(frame.clone())).await; // a lost chain is reported by itself
+        let frame = Frame { block: block.clone(), size };
+        let _ = to_next.send(Forward::Piece(frame)).await; // a lost chain is reported by itself
     }
-    take_piece(session, head, frame);
+    take_piece(session, head, block);
     Ok(())
 }
 
 /// Checks a piece and begins to write it, or puts its error in the line.
-fn take_piece(session: &Rc<Session>, head: CltocsWriteData, frame: Frame) {
-    let front_bytes = CltocsWriteData::FRONT_BYTES;
+fn take_piece(session: &Rc<Session>, head: CltocsWriteData, frame: SharedBlock) {
     let checked = check_head(session, &head).and_then(|block| {
-        let data = &frame.as_bytes()[front_bytes..];
+        let data = &frame.payload()[..head.size as usize];
         if sum_of(data) == head.crc { Ok(block) } else { Err(Status::CRC) }
     });
     let block = match checked {
@@ -349,14 +385,9 @@ fn take_piece(session: &Rc<Session>, head: CltocsWriteData, frame: Frame) {
     let number = session.expect_report(head.writeid, None);
     let turn = session.chunk.block_turn(block);
     let part = Part { block, offset_bytes: u32::from(head.offset), size_bytes: head.size };
-    let data = frame.slice(front_bytes..front_bytes + head.size as usize);
     session.count_writes(1);
-    let session = session.clone();
-    session.server.ring.clone().spawn(async move {
-        let store = &session.server.store;
-        let written = store.write_part(&session.chunk, session.request.version, turn, part, head.crc, data).await;
-        session.local_is_done(number, written.map_or_else(|error: ChunkError| error.status(), |()| Status::OK));
-    });
+    let job = WriteJob { session: session.clone(), number, turn, part, sum: head.crc, block: frame };
+    session.server.write_crew.give(job);
 }
 
 /// What the receiver checks before the sum, in order. Spec 20, 4.4.
@@ -411,31 +442,21 @@ impl Session {
 
 // --- back to the client or the previous server
 
-/// Sends statuses in order, and NOPs when there are none. Ends with the session.
+/// Sends statuses in order, all that are ready in one send, and NOPs when there are none. Ends with the session.
 async fn report(session: &Session, stream: &Stream) -> Outcome {
     let ring = &session.server.ring;
     let mut said_opened = false;
+    let mut statuses = Vec::with_capacity(STATUSES_BYTES);
     loop {
         let changed = session.changed.notified();
-        if let Some(status) = session.failure.get() {
-            let writeid = session.pending.borrow().front().map_or(0, |piece| piece.writeid);
-            return match send_status(session, stream, writeid, status).await {
-                Ok(()) => Outcome::Failed,
-                Err(hangup) => Outcome::Hangup(hangup),
-            };
-        }
-        if session.opened.get() && !said_opened {
-            if let Err(hangup) = send_status(session, stream, 0, Status::OK).await {
-                return Outcome::Hangup(hangup);
+        statuses.clear();
+        let failed = session.ready_statuses(&mut said_opened, &mut statuses);
+        if !statuses.is_empty() {
+            match send_within(ring, stream, statuses).await {
+                Ok(back) => statuses = back,
+                Err(hangup) => return Outcome::Hangup(hangup),
             }
-            said_opened = true;
-            continue;
-        }
-        if said_opened && let Some((writeid, status)) = session.next_report() {
-            if let Err(hangup) = send_status(session, stream, writeid, status).await {
-                return Outcome::Hangup(hangup);
-            }
-            if status != Status::OK {
+            if failed {
                 return Outcome::Failed;
             }
             continue;
@@ -445,7 +466,7 @@ async fn report(session: &Session, stream: &Stream) -> Outcome {
         }
         if ring.timeout(BUSY_NOP_AFTER, changed).await.is_err()
             && session.request.with_proto
-            && let Err(hangup) = send_within(ring, stream, AntoanNop {}.encode()).await
+            && let Err(hangup) = send_within(ring, stream, &NOP).await
         {
             return Outcome::Hangup(hangup);
         }
@@ -453,6 +474,26 @@ async fn report(session: &Session, stream: &Stream) -> Outcome {
 }
 
 impl Session {
+    /// Encodes what can be reported now. True: the last of it ends the session.
+    fn ready_statuses(&self, said_opened: &mut bool, statuses: &mut Vec<u8>) -> bool {
+        if let Some(status) = self.failure.get() {
+            let writeid = self.pending.borrow().front().map_or(0, |piece| piece.writeid);
+            write_status(self.chunk_id(), writeid, status).encode_into(statuses);
+            return true;
+        }
+        if self.opened.get() && !*said_opened {
+            write_status(self.chunk_id(), 0, Status::OK).encode_into(statuses);
+            *said_opened = true;
+        }
+        while *said_opened && let Some((writeid, status)) = self.next_report() {
+            write_status(self.chunk_id(), writeid, status).encode_into(statuses);
+            if status != Status::OK {
+                return true;
+            }
+        }
+        false
+    }
+
     /// Takes the oldest piece out of the line if all who must have it do, or if one of them failed.
     fn next_report(&self) -> Option<(u32, Status)> {
         let mut pending = self.pending.borrow_mut();
@@ -469,14 +510,12 @@ impl Session {
     }
 }
 
-async fn send_status(session: &Session, stream: &Stream, writeid: u32, status: Status) -> Result<(), Hangup> {
-    send_within(&session.server.ring, stream, write_status(session.request.chunkid, writeid, status)).await
-}
-
-async fn send_within<B: IoBuf>(ring: &ring::Ring, stream: &Stream, bytes: B) -> Result<(), Hangup> {
+/// Sends; gives the buffer back.
+async fn send_within<B: IoBuf>(ring: &ring::Ring, stream: &Stream, bytes: B) -> Result<B, Hangup> {
     let sent = ring.timeout(SEND_MAX, stream.send_all(bytes)).await;
-    let (result, _) = sent.map_err(|_| Hangup::Stuck)?;
-    Ok(result?)
+    let (result, bytes) = sent.map_err(|_| Hangup::Stuck)?;
+    result?;
+    Ok(bytes)
 }
 
 // --- to and from the next server
@@ -510,7 +549,7 @@ impl Chain {
     }
 }
 
-/// Sends what comes, and NOPs when nothing does, until WRITE_FINISH was passed on.
+/// Sends what comes, all that is there in one send, and NOPs when nothing does, until WRITE_FINISH was passed on.
 async fn forward(
     session: &Session,
     stream: &Stream,
@@ -518,22 +557,51 @@ async fn forward(
     said_finish: &Cell<bool>,
 ) -> Result<(), Hangup> {
     let ring = &session.server.ring;
+    let mut gather = Gather::new();
     loop {
         match ring.timeout(BUSY_NOP_AFTER, from_session.recv()).await {
-            Ok(Some(Forward::Piece(frame))) => send_within(ring, stream, frame).await?,
-            Ok(Some(Forward::Control(packet))) => {
-                let is_finish = packet.len() > HEADER_BYTES;
-                send_within(ring, stream, packet).await?;
+            Ok(Some(first)) => {
+                let mut is_finish = gather_forward(&mut gather, first);
+                while !is_finish
+                    && gather.has_room(CONTROL_BYTES)
+                    && let Some(next) = from_session.try_recv()
+                {
+                    is_finish = gather_forward(&mut gather, next);
+                }
+                let packets = gather.total_bytes().div_ceil(BLOCK_BYTES as usize) as u32;
+                let sent = ring.timeout(SEND_MAX * packets, stream.send_gather(gather)).await;
+                let (result, back) = sent.map_err(|_| Hangup::Stuck)?;
+                gather = back;
+                gather.clear();
+                result?;
                 if is_finish {
                     said_finish.set(true);
                     return Ok(());
                 }
             }
             Ok(None) => return Ok(()),
-            Err(_) if session.request.with_proto => send_within(ring, stream, AntoanNop {}.encode()).await?,
+            Err(_) if session.request.with_proto => {
+                send_within(ring, stream, &NOP).await?;
+            }
             Err(_) => {}
         }
     }
+}
+
+/// Bytes of a packet of ours without data, at most.
+const CONTROL_BYTES: usize = 32;
+
+/// Puts in what goes to the next server. True: it is the session's end.
+fn gather_forward(gather: &mut Gather, forward: Forward) -> bool {
+    match forward {
+        Forward::Piece(Frame { block, size }) => gather.push_framed(block, CltocsWriteData::FRONT_BYTES, size),
+        Forward::Nop => gather.push(&NOP),
+        Forward::Finish(finish) => {
+            gather.push(&finish.encode());
+            return true;
+        }
+    }
+    false
 }
 
 /// Notes which pieces the rest of the chain has. Gives the status that breaks the chain.

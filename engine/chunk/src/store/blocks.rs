@@ -8,9 +8,10 @@
 //! at first; if the sum does not fit, somebody may be writing the block just now, so it looks again when it is its turn
 //! and only then calls the block bad.
 
+use std::ops::Range;
 use std::rc::Rc;
 
-use ring::{Block, File, IoBuf, IoBufExt};
+use ring::{Block, File, IoBuf, IoBufExt, SharedBlock, Slice};
 use wire::limits::{BLOCK_BYTES, BLOCKS_PER_CHUNK, EMPTY_BLOCK_CRC};
 use wire::{Crc, Version};
 
@@ -19,6 +20,7 @@ use crate::error::ChunkError;
 use crate::fair_lock::{Guard, Hold, Turn};
 use crate::intents::record::Intent;
 use crate::layout::{BlockIndex, Form, TABLE_BYTES};
+use crate::registry::Place;
 use crate::sums::{sum_after_patch, sum_in_zero_block, sum_of};
 use crate::volume::Volume;
 
@@ -53,6 +55,7 @@ impl Part {
 struct View {
     file: File,
     volume: Rc<Volume>,
+    place: Place,
     form: Form,
     alignment: u32,
     exists: bool,
@@ -68,6 +71,7 @@ impl Chunk {
         Ok(View {
             file: open.file.clone(),
             volume: open.volume.clone(),
+            place: open.place,
             form: open.form,
             alignment: open.alignment,
             exists: block.number() < open.blocks,
@@ -76,20 +80,27 @@ impl Chunk {
         })
     }
 
+    /// Where the chunk's file is and which sum the block has; None if there is no such block.
+    fn identity(&self, block: BlockIndex) -> Option<(Place, Crc)> {
+        let state = self.state.borrow();
+        let open = state.as_ref().filter(|open| block.number() < open.blocks)?;
+        Some((open.place, open.sums.get(block)))
+    }
+
     /// Notes that a write begins; see `OpenFile::writes_under_way`.
     fn begin_write(&self, first_page: u64) -> u64 {
         let mut state = self.state.borrow_mut();
         let open = state.as_mut().expect("the chunk is held and was seen open");
         let ticket = open.next_write;
         open.next_write += 1;
-        open.writes_under_way.insert(ticket, first_page);
+        open.writes_under_way.push((ticket, first_page));
         ticket
     }
 
     fn end_write(&self, ticket: u64, written: Option<(BlockIndex, Crc)>) {
         let mut state = self.state.borrow_mut();
         let Some(open) = state.as_mut() else { return };
-        open.writes_under_way.remove(&ticket);
+        open.writes_under_way.retain(|(other, _)| *other != ticket);
         if let Some((block, sum)) = written {
             open.sums.set(block, sum);
             let grown = block.count_through().saturating_sub(open.blocks);
@@ -101,6 +112,51 @@ impl Chunk {
 }
 
 impl Store {
+    /// A whole block and its sum from the cache, if it is there and nothing stands in the way of reading it now.
+    /// `part_bytes`: what of it is wanted.
+    pub(crate) fn cached_block(
+        &self,
+        chunk: &Chunk,
+        version: Version,
+        block: BlockIndex,
+        part_bytes: Range<u32>,
+    ) -> Option<(SharedBlock, Crc)> {
+        if !chunk.lock.is_open() {
+            return None; // the chunk is being changed as a whole
+        }
+        let (place, sum) = chunk.identity(block)?;
+        check_version(place.version, version).ok()?;
+        let shared = self.cache.get(chunk.id, block, (place, sum), part_bytes)?;
+        Some((shared, sum))
+    }
+
+    /// Is the block in the cache as the chunk has it now?
+    pub(crate) fn is_cached(&self, chunk: &Chunk, block: BlockIndex) -> bool {
+        chunk.identity(block).is_some_and(|identity| self.cache.has(chunk.id, block, identity))
+    }
+
+    /// As `read_block`; the block is left in the cache. `read_to_bytes`: where the part ends that is wanted.
+    pub(crate) async fn read_block_to_share(
+        &self,
+        chunk: &Rc<Chunk>,
+        version: Version,
+        block: BlockIndex,
+        read_to_bytes: u32,
+        buffer: Block,
+    ) -> Result<(SharedBlock, Crc), ChunkError> {
+        let load = self.cache.begin_load(chunk.id, block);
+        let read = self.read_block(chunk, version, block, buffer).await;
+        // From here on nothing waits: the chunk is as the read left it.
+        let read = read.map(|(buffer, sum)| (buffer.share(), sum));
+        let identity = chunk.identity(block);
+        let loaded = match (&read, identity) {
+            (Ok((shared, sum)), Some((place, current_sum))) if *sum == current_sum => Some((place, *sum, shared)),
+            _ => None,
+        };
+        self.cache.end_load(load, loaded, read_to_bytes);
+        read
+    }
+
     /// A whole block, verified, in a pool buffer, with its sum. Behind the end of the chunk: zeros.
     ///
     /// Errors: `Sum` if the block on disk is not what the table says; `Disk`, `WrongVersion`, `NoChunk`, `Busy`. The
@@ -166,16 +222,16 @@ impl Store {
     ///
     /// The bytes are with the disk when this returns; the table is in memory, and its new entry in the intent log.
     /// Errors: as `read_block`; all but `Busy`, `WrongVersion`, `NoChunk` are reported to the master.
-    pub(crate) async fn write_part<D: IoBuf>(
+    pub(crate) async fn write_part(
         &self,
         chunk: &Rc<Chunk>,
         version: Version,
         turn: Turn,
         part: Part,
         sum: Crc,
-        data: D,
+        data: Slice<SharedBlock>,
     ) -> Result<(), ChunkError> {
-        assert_eq!(data.as_bytes().len(), part.size_bytes as usize, "data and part agree");
+        assert_eq!(data.range(), 0..part.size_bytes as usize, "data and part agree");
         let volume = chunk.volume();
         let result = self.write_part_in_turn(chunk, version, turn, part, sum, data).await;
         if let (Err(error), Some(volume)) = (&result, volume) {
@@ -184,14 +240,14 @@ impl Store {
         result
     }
 
-    async fn write_part_in_turn<D: IoBuf>(
+    async fn write_part_in_turn(
         &self,
         chunk: &Rc<Chunk>,
         version: Version,
         turn: Turn,
         part: Part,
         sum: Crc,
-        data: D,
+        data: Slice<SharedBlock>,
     ) -> Result<(), ChunkError> {
         let _turn = self.wait_turn(turn).await?;
         let _shared = self.hold(chunk, Hold::Shared).await?;
@@ -206,6 +262,7 @@ impl Store {
             self.extend(chunk, part.block).await?;
         }
         let started = self.ring.now();
+        let old = self.cache.take(chunk.id, part.block, (view.place, view.sum)).filter(|_| view.exists);
         let (new_sum, region) = match (part.is_whole_block(), view.exists) {
             (true, _) => (sum, None),
             (false, false) => {
@@ -213,31 +270,36 @@ impl Store {
                 (sum_in_zero_block(sum, part.size_bytes, part.tail_bytes()), Some(region))
             }
             (false, true) => {
-                let (region, old_part_sum) = self.region_over_old(&view, part, &data).await?;
-                (sum_after_patch(view.sum, old_part_sum, sum, part.tail_bytes()), Some(region))
+                let (region, old_part_sum) = self.region_over_old(&view, part, &data, old.as_ref()).await?;
+                (sum_after_patch(view.sum, old_part_sum, sum, part.tail_bytes()), region)
             }
         };
-        if !view.exists && new_sum.0 == EMPTY_BLOCK_CRC && data.as_bytes().iter().all(|byte| *byte == 0) {
-            // The file holds zeros here already.
-            let ticket = chunk.begin_write(log.next_page());
-            chunk.end_write(ticket, Some((part.block, new_sum)));
-            return self.sync_if_asked(chunk, &view.file).await;
-        }
         let ticket = chunk.begin_write(log.next_page());
         let _under_way = view.volume.health.begin(started);
-        let written = self.log_and_write(chunk, &view, part, new_sum, data, region).await;
+        let is_in_zeros = !view.exists && new_sum.0 == EMPTY_BLOCK_CRC && data.as_bytes().iter().all(|byte| *byte == 0);
+        let written = match is_in_zeros {
+            true => self.sync_if_asked(chunk, &view.file).await, // the file holds zeros here already
+            false => self.log_and_write(chunk, &view, part, new_sum, data.clone(), region).await,
+        };
         chunk.end_write(ticket, written.is_ok().then_some((part.block, new_sum)));
+        // In one step with the table: what was read meanwhile is not kept, what is there now is.
+        self.cache.take(chunk.id, part.block, (view.place, new_sum));
+        if written.is_ok()
+            && let Some(block) = block_after_write(part, old, data)
+        {
+            self.cache.put(chunk.id, part.block, (view.place, new_sum), block);
+        }
         view.volume.stats.write.add(u64::from(part.size_bytes), self.ring.now() - started);
         written
     }
 
-    async fn log_and_write<D: IoBuf>(
+    async fn log_and_write(
         &self,
         chunk: &Chunk,
         view: &View,
         part: Part,
         new_sum: Crc,
-        data: D,
+        data: Slice<SharedBlock>,
         region: Option<super::scratch::Scratch>,
     ) -> Result<(), ChunkError> {
         let log = view.volume.intents.as_ref().expect("the caller has seen the log");
@@ -245,7 +307,7 @@ impl Store {
         log.record(Intent::Write { id: chunk.id, version, block: part.block, sum: new_sum }).await?;
         let block_offset = view.form.block_offset(part.block);
         match region {
-            None => view.file.write_all_at(data, block_offset).await.0?,
+            None => view.file.write_all_at(data, block_offset + u64::from(part.offset_bytes)).await.0?,
             Some(mut region) => {
                 let (start, length) = part.aligned(view.alignment);
                 let (result, piece) =
@@ -288,14 +350,29 @@ impl Store {
         region
     }
 
-    /// The sectors of a part that replaces older bytes, and the sum of those bytes.
+    /// The sectors of a part that replaces older bytes, and the sum of those bytes. `cached`: the old block, if the cache
+    /// had it: then nothing is read, and a part that consists of whole sectors needs no region.
     async fn region_over_old(
         &self,
         view: &View,
         part: Part,
         data: &impl IoBuf,
-    ) -> Result<(super::scratch::Scratch, Crc), ChunkError> {
+        cached: Option<&SharedBlock>,
+    ) -> Result<(Option<super::scratch::Scratch>, Crc), ChunkError> {
         let (start, length) = part.aligned(view.alignment);
+        let at = part.offset_bytes as usize - start;
+        let within = at..at + part.size_bytes as usize;
+        if let Some(cached) = cached {
+            let sectors = &cached.payload()[start..start + length];
+            let old_sum = sum_of(&sectors[within.clone()]);
+            if within == (0..length) {
+                return Ok((None, old_sum));
+            }
+            let mut region = self.scratch.take(&view.volume).await;
+            region.payload_mut()[..length].copy_from_slice(sectors);
+            region.payload_mut()[within].copy_from_slice(data.as_bytes());
+            return Ok((Some(region), old_sum));
+        }
         let position = view.form.block_offset(part.block) + start as u64;
         let mut region = self.scratch.take(&view.volume).await;
         let (result, piece) = view.file.read_at(region.take().slice(0..length), position).await;
@@ -303,11 +380,10 @@ impl Store {
         if result? != length {
             return Err(ChunkError::BadLength);
         }
-        let at = part.offset_bytes as usize - start;
-        let old = &mut region.payload_mut()[at..at + part.size_bytes as usize];
+        let old = &mut region.payload_mut()[within];
         let old_sum = sum_of(old);
         old.copy_from_slice(data.as_bytes());
-        Ok((region, old_sum))
+        Ok((Some(region), old_sum))
     }
 
     /// Makes the file reach over `block`, and some way further when the chunk seems to grow as a stream: appending
@@ -356,14 +432,14 @@ impl Store {
 
     pub(super) async fn write_table_held(&self, chunk: &Chunk) -> Result<(), ChunkError> {
         let volume = chunk.volume().ok_or(ChunkError::NoChunk)?;
-        let mut scratch = self.scratch.take(&volume).await;
+        let mut scratch = self.table_scratch.take_for_table(&volume).await;
         let (file, volume, position, settled_before) = {
             let mut state = chunk.state.borrow_mut();
             let open = state.as_mut().ok_or(ChunkError::NoChunk)?;
             open.sums.encode(&mut scratch.payload_mut()[..TABLE_BYTES]);
             open.sums_changed = false;
             let next_page = open.volume.intents.as_ref().map_or(0, |log| log.next_page());
-            let settled_before = open.writes_under_way.values().copied().min().unwrap_or(next_page);
+            let settled_before = open.writes_under_way.iter().map(|(_, page)| *page).min().unwrap_or(next_page);
             (open.file.clone(), open.volume.clone(), open.form.table_offset(), settled_before)
         };
         let started = self.ring.now();
@@ -441,6 +517,18 @@ impl Chunk {
     pub(crate) fn version(&self) -> Option<Version> {
         self.state.borrow().as_ref().map(|open| open.place.version)
     }
+}
+
+/// What the cache may hold after a write: the block that was written whole, or the old one with the part replaced, if
+/// nobody is sending it just now.
+fn block_after_write(part: Part, old: Option<SharedBlock>, data: Slice<SharedBlock>) -> Option<SharedBlock> {
+    if part.is_whole_block() {
+        return Some(data.into_inner());
+    }
+    let mut block = old?.unshare().ok()?;
+    let start = part.offset_bytes as usize;
+    block.payload_mut()[start..start + part.size_bytes as usize].copy_from_slice(data.as_bytes());
+    Some(block.share())
 }
 
 /// Blocks that a file should have when `block` is written to: a first block alone, since most files are small; then as

@@ -33,6 +33,7 @@ impl Store {
     /// Errors: a folder that cannot be used, unless the settings allow that; two folders of different file systems.
     pub(crate) async fn start(self: &Rc<Self>, metaid: Option<MetaId>) -> Result<Option<MetaId>, FoldersUnusable> {
         self.scratch.fill().await;
+        self.table_scratch.fill().await;
         let mut metaid = metaid;
         let mut opened = Vec::new();
         let settings = self.settings.get();
@@ -135,6 +136,7 @@ impl Store {
         let (volume, repairs, found) = opened.map_err(|error| error.to_string())?;
         let volume = Rc::new(volume);
         self.volumes.borrow_mut().push(volume.clone());
+        self.cache.clear(); // chunks may have better copies here
         if let Some(log) = &volume.intents {
             let tasks = [
                 self.ring.spawn(log.clone().commit_loop()),
@@ -274,6 +276,7 @@ impl Store {
 
     /// The disk had too many errors, or is another one than before: its chunks count as lost until it is tried again.
     pub(crate) fn lose_volume(&self, volume: &Volume) {
+        self.cache.clear();
         tracing::error!("{}: the disk is not used any more", volume.folder.display());
         volume.state.set(VolumeState::Damaged);
         let index = self.volumes.borrow().iter().position(|other| std::ptr::eq(&**other, volume));

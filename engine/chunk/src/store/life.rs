@@ -169,8 +169,8 @@ impl Store {
         if self.registry.borrow().get(id).is_none() {
             return Ok(()); // deleted since the list was made
         }
-        if self.in_use.borrow().contains_key(&id) {
-            return Ok(()); // in use: it is being verified by its readers
+        if self.in_use.borrow().get(&id).is_some_and(|chunk| chunk.write_sessions.get() > 0) {
+            return Ok(()); // its turn comes when it rests; those that are only read may come from memory all the time
         }
         let chunk = self.open(id, version).await?;
         self.counters.tested.add(1);
@@ -194,6 +194,8 @@ impl Store {
                 tracing::error!("{}: hangs; its next start looks at everything", folder.display());
             }
         }
+        let crate::cache::CacheStats { hits, misses } = self.cache.stats();
+        tracing::info!("block cache: {hits} blocks were there, {misses} were not");
         self.volumes.borrow().iter().for_each(|volume| volume.release());
     }
 

@@ -25,6 +25,7 @@ use std::time::Duration;
 use ring::{File, Instant, IoBufExt, OpenHow, Ring};
 use wire::{ChunkId, Version};
 
+use crate::cache::Cache;
 use crate::counters::Counters;
 use crate::error::ChunkError;
 use crate::fair_lock::{FairLock, Guard, Hold, Turn};
@@ -35,7 +36,7 @@ use crate::reports::Reports;
 use crate::settings::{IoMode, LiveSettings};
 use crate::sums::SumTable;
 use crate::volume::Volume;
-use scratch::ScratchPool;
+use scratch::{SCRATCH_BLOCKS, ScratchPool, TABLE_SCRATCH_BLOCKS};
 
 /// What the intent log of one volume asks for.
 pub(crate) type Repairs = BTreeMap<ChunkId, Repair>;
@@ -60,7 +61,11 @@ pub(crate) struct Store {
     moving: Cell<balance::Moving>,
     /// When the next block may come from another server.
     pub(crate) next_replicated_block: Cell<Instant>,
+    pub(crate) cache: Cache,
+    /// Blocks that the cache may hold.
+    pub(crate) cache_blocks: usize,
     scratch: ScratchPool,
+    table_scratch: ScratchPool,
     torn: RefCell<torn::TornChunks>,
     in_use: RefCell<BTreeMap<ChunkId, Rc<Chunk>>>,
 }
@@ -79,7 +84,8 @@ pub(crate) struct Chunk {
     lock: Rc<FairLock>,
     /// Who writes the table or extends the file; taken under a shared hold of `lock`.
     file_lock: Rc<FairLock>,
-    block_locks: RefCell<BTreeMap<BlockIndex, Rc<FairLock>>>,
+    /// One for each block that is being changed; those that are idle are used again.
+    block_locks: RefCell<Vec<(BlockIndex, Rc<FairLock>)>>,
     /// Who flushes the file to its device, for all whose writes had ended by then.
     sync_lock: Rc<FairLock>,
     /// Writes that have ended, and how many of them the last flush covered.
@@ -111,14 +117,17 @@ struct OpenFile {
     sums_changed: bool,
     /// On disk, the entries behind the last block are those of empty blocks: the file may be extended ahead.
     tail_is_empty: bool,
-    /// Writes under way, each with the first log page that may name it.
-    writes_under_way: BTreeMap<u64, u64>,
+    /// Writes under way: number, and the first log page that may name it.
+    writes_under_way: Vec<(u64, u64)>,
     next_write: u64,
 }
 
 impl Store {
     pub(crate) fn new(ring: &Ring, settings: Rc<LiveSettings>) -> Store {
+        let cache_blocks = settings.get().cache_blocks(ring.free_buffers());
         Store {
+            cache: Cache::new(cache_blocks),
+            cache_blocks,
             ring: ring.clone(),
             settings,
             volumes: RefCell::default(),
@@ -129,7 +138,8 @@ impl Store {
             scans_under_way: Cell::new(0),
             moving: Cell::default(),
             next_replicated_block: Cell::new(ring.now()),
-            scratch: ScratchPool::new(ring),
+            scratch: ScratchPool::new(ring, SCRATCH_BLOCKS),
+            table_scratch: ScratchPool::new(ring, TABLE_SCRATCH_BLOCKS),
             torn: RefCell::default(),
             in_use: RefCell::default(),
         }
@@ -152,6 +162,18 @@ impl Store {
         chunk.check(version)?;
         chunk.last_used.set(self.ring.now());
         Ok(chunk)
+    }
+
+    /// The chunk, if it is open already and of the asked version: `open` without a wait.
+    pub(crate) fn opened(&self, id: ChunkId, version: Version) -> Option<Rc<Chunk>> {
+        let in_use = self.in_use.borrow();
+        let chunk = in_use.get(&id)?;
+        let is_usable = chunk.state.borrow().as_ref().is_some_and(|open| open.volume.is_usable());
+        if !is_usable || chunk.check(version).is_err() {
+            return None;
+        }
+        chunk.last_used.set(self.ring.now());
+        Some(chunk.clone())
     }
 
     /// The chunk, held by this operation alone and open. For operations.
@@ -219,6 +241,7 @@ impl Store {
 
     /// Drops the handle of a chunk that was not made after all, or that is no more.
     fn forget(&self, chunk: &Chunk) {
+        self.cache.forget_chunk(chunk.id);
         chunk.gone.set(true);
         chunk.state.take();
         let mut in_use = self.in_use.borrow_mut();
@@ -294,7 +317,7 @@ impl Store {
             sums,
             sums_changed: false,
             tail_is_empty,
-            writes_under_way: BTreeMap::new(),
+            writes_under_way: Vec::new(),
             next_write: 0,
         };
         if words.version != place.version && open.volume.intents.is_some() {
@@ -311,8 +334,7 @@ impl Store {
 
     /// Opens a chunk file as its volume's mode and its layout allow. Gives file, layout, blocks and alignment.
     async fn open_file(&self, volume: &Volume, path: &std::path::Path) -> Result<(File, Form, u16, u32), ChunkError> {
-        let direct = volume.mode.get() == IoMode::Direct;
-        let how = OpenHow { read: true, write: volume.intents.is_some(), direct, ..OpenHow::default() };
+        let how = OpenHow { read: true, write: volume.intents.is_some(), ..how_to_open(volume.mode.get()) };
         let file = self.open_as_volume_allows(volume, path, how).await?;
         let (form, blocks) = shape(file.stat().await?.size).ok_or(ChunkError::BadLength)?;
         let alignment = file.direct_alignment();
@@ -339,7 +361,7 @@ impl Store {
     async fn write_header(&self, open: &OpenFile, id: ChunkId, version: Version) -> io::Result<()> {
         let words = HeaderWords { minor: open.minor, id, version };
         let header_bytes = open.form.header_bytes() as usize;
-        let (file, mut scratch) = (open.file.clone(), self.scratch.take(&open.volume).await);
+        let (file, mut scratch) = (open.file.clone(), self.table_scratch.take_for_table(&open.volume).await);
         scratch.payload_mut()[..header_bytes].fill(0);
         scratch.payload_mut()[..20].copy_from_slice(&encode_header(words));
         let (result, piece) = file.write_all_at(scratch.take().slice(0..header_bytes), 0).await;
@@ -396,6 +418,13 @@ impl Store {
     }
 }
 
+/// What a volume's mode means for its chunk files. Blocks are asked for by those who know what is wanted next; with
+/// several of them under way, the kernel's reading ahead would only be in the way.
+fn how_to_open(mode: IoMode) -> OpenHow {
+    let (direct, uncached) = (mode == IoMode::Direct, mode == IoMode::DontCache);
+    OpenHow { direct, uncached, random: true, ..OpenHow::default() }
+}
+
 fn check_version(found: Version, asked: Version) -> Result<(), ChunkError> {
     if asked == Version::ANY || asked == found { Ok(()) } else { Err(ChunkError::WrongVersion) }
 }
@@ -434,10 +463,13 @@ impl Chunk {
     /// Takes a place in the line of those who change a block.
     pub(crate) fn block_turn(&self, block: BlockIndex) -> Turn {
         let mut locks = self.block_locks.borrow_mut();
-        if locks.len() > 64 {
-            locks.retain(|_, lock| !lock.is_idle());
-        }
-        locks.entry(block).or_default().enqueue(Hold::Exclusive)
+        let of_block = locks.iter().position(|(other, _)| *other == block);
+        let place = of_block.or_else(|| locks.iter().position(|(_, lock)| lock.is_idle())).unwrap_or_else(|| {
+            locks.push((block, Rc::default()));
+            locks.len() - 1
+        });
+        locks[place].0 = block;
+        locks[place].1.enqueue(Hold::Exclusive)
     }
 
     pub(crate) fn blocks(&self) -> u16 {

@@ -192,6 +192,7 @@ impl Store {
         last: Option<(super::scratch::Scratch, Crc)>,
     ) -> Result<(), ChunkError> {
         let new_blocks = length_bytes.div_ceil(BLOCK_BYTES) as u16;
+        self.cache.forget_chunk(chunk.id); // nobody reads from now on until we let go of the chunk
         let (file, form, old_blocks, file_blocks, tail_is_empty) = {
             let state = chunk.state.borrow();
             let open = state.as_ref().ok_or(ChunkError::NoChunk)?;
@@ -349,9 +350,8 @@ impl Store {
     /// An empty file under the chunk's temporary name. Errors: the disk's.
     pub(super) async fn create_on(&self, volume: &Rc<Volume>, id: ChunkId) -> Result<File, ChunkError> {
         let _under_way = volume.health.begin(self.ring.now());
-        let direct = volume.mode.get() == crate::settings::IoMode::Direct;
-        let mode = self.settings.get().file_mode;
-        let how = OpenHow { read: true, write: true, create: true, truncate: true, direct, mode, ..OpenHow::default() };
+        let (mode, as_volume) = (self.settings.get().file_mode, super::how_to_open(volume.mode.get()));
+        let how = OpenHow { read: true, write: true, create: true, truncate: true, mode, ..as_volume };
         let path = volume.temporary_path(id);
         let mut file = self.open_as_volume_allows(volume, &path, how).await?;
         if file.direct_alignment() > Form::Aligned.position_alignment() {
@@ -443,6 +443,7 @@ impl Store {
     }
 
     pub(super) fn take_in(&self, new: NewFile, place: Place) {
+        self.cache.forget_chunk(new.chunk.id);
         let alignment = new.file.direct_alignment().max(1);
         new.volume.count_file(place.subfolder, 1);
         new.volume.blocks.set(new.volume.blocks.get() + u64::from(new.blocks));
@@ -459,7 +460,7 @@ impl Store {
             sums: new.sums,
             sums_changed: false,
             tail_is_empty: true,
-            writes_under_way: Default::default(),
+            writes_under_way: Vec::new(),
             next_write: 0,
         });
         new.chunk.last_used.set(self.ring.now());

@@ -3,7 +3,8 @@
 //! Whoever holds a pool buffer with received data may need one more to finish (the old part of a block, a table). If
 //! those came from the pool too, all buffers could end up with holders that wait for one another. Work that holds
 //! scratch never waits for the pool or for more scratch, but for truncations, of which a disk has only so many at a
-//! time. No disk gets more than a part of them: one that hangs keeps what it has.
+//! time. It may wait for the intent log, and a full log waits until tables are written: so tables and headers have scratch
+//! of their own, whose holders wait for the disk alone. No disk gets more than a part of them: one that hangs keeps what it has.
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
@@ -15,27 +16,31 @@ use ring::{Block, Ring};
 use crate::volume::Volume;
 
 /// Buffers kept aside.
-const SCRATCH_BLOCKS: usize = 24;
+pub(crate) const SCRATCH_BLOCKS: usize = 24;
 /// Those that work on one disk may hold.
 pub(crate) const SCRATCH_OF_A_DISK: usize = 8;
+/// Buffers kept aside for tables and headers, and those of them that one disk may hold.
+pub(crate) const TABLE_SCRATCH_BLOCKS: usize = 8;
+pub(crate) const TABLES_OF_A_DISK: usize = 2;
 /// Truncations of one disk at a time: each may need two.
 pub(crate) const TRUNCATIONS_OF_A_DISK: usize = 4;
 const _: () = assert!(2 * TRUNCATIONS_OF_A_DISK <= SCRATCH_OF_A_DISK && 2 * SCRATCH_OF_A_DISK < SCRATCH_BLOCKS);
 
 pub(crate) struct ScratchPool {
     ring: Ring,
+    blocks: usize,
     free: Rc<RefCell<Vec<Block>>>,
     permits: Semaphore,
 }
 
 impl ScratchPool {
-    pub(crate) fn new(ring: &Ring) -> ScratchPool {
-        ScratchPool { ring: ring.clone(), free: Rc::default(), permits: Semaphore::new(SCRATCH_BLOCKS) }
+    pub(crate) fn new(ring: &Ring, blocks: usize) -> ScratchPool {
+        ScratchPool { ring: ring.clone(), blocks, free: Rc::default(), permits: Semaphore::new(blocks) }
     }
 
     /// Takes the buffers from the pool ahead of everybody else.
     pub(crate) async fn fill(&self) {
-        for _ in 0..SCRATCH_BLOCKS {
+        for _ in 0..self.blocks {
             let block = self.ring.wait_buffer().await;
             self.free.borrow_mut().push(block);
         }
@@ -43,7 +48,16 @@ impl ScratchPool {
 
     /// A buffer for work on `volume`.
     pub(crate) async fn take(&self, volume: &Volume) -> Scratch {
-        let share = volume.scratch_share.acquire(1).await;
+        self.take_of(&volume.scratch_share).await
+    }
+
+    /// A buffer for a table or a header of a file of `volume`; see above.
+    pub(crate) async fn take_for_table(&self, volume: &Volume) -> Scratch {
+        self.take_of(&volume.table_share).await
+    }
+
+    async fn take_of(&self, share: &Semaphore) -> Scratch {
+        let share = share.acquire(1).await;
         let permit = self.permits.acquire(1).await;
         let kept = self.free.borrow_mut().pop();
         let block = match kept {

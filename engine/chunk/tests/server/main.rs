@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test: a panic is its way to fail")]
 
+mod caching;
 mod crashes;
 mod disks;
 mod monitor;

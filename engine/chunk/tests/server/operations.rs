@@ -168,6 +168,7 @@ fn the_generic_order_means_each_operation() {
 #[test]
 fn a_copy_comes_from_another_server_whole_or_not_at_all() {
     everywhere(|bed| async move {
+        let bed = bed.without_cache();
         let mut servers = bed.servers(2).await;
         let data = noise(4, 300_000);
         assert_eq!(servers[0].1.create(1, 6).await, Status::OK);

@@ -37,6 +37,7 @@ fn ranges_come_back_block_by_block() {
 #[test]
 fn a_rotten_block_is_never_sent_and_the_master_learns_of_it() {
     everywhere(|bed| async move {
+        let bed = bed.without_cache();
         let (running, mut master) = bed.one_server().await;
         let data = noise(2, 400_000);
         master.create(1, 1).await;

@@ -281,7 +281,8 @@ fn readers_and_writers_of_one_block_never_see_half_a_write() {
 
 #[test]
 fn chains_in_every_order_share_few_buffers_and_all_end() {
-    let settings = ring::sim::Settings { buffers: 3 * 17 + 60, ..ring::sim::Settings::default() };
+    // Each server keeps 33 aside: scratch, tables, its log.
+    let settings = ring::sim::Settings { buffers: 3 * 33 + 60, ..ring::sim::Settings::default() };
     for seed in 1..=2 {
         let world = ring::sim::World::new(seed, settings.clone());
         let bed = crate::support::sim_bed(&world, chunk::settings::IoMode::Direct);

@@ -36,6 +36,7 @@ pub(crate) struct Bed {
     pub(crate) nodes: Vec<Node>,
     pub(crate) io_mode: IoMode,
     pub(crate) is_simulated: bool,
+    pub(crate) block_cache_mib: u32,
 }
 
 const NODES: u8 = 5;
@@ -57,7 +58,7 @@ pub(crate) fn sim_bed(world: &World, io_mode: IoMode) -> Bed {
             Node { ring: world.ring(world.node(ip)), ip, root: PathBuf::from("/data") }
         })
         .collect();
-    Bed { nodes, io_mode, is_simulated: true }
+    Bed { nodes, io_mode, is_simulated: true, block_cache_mib: 4 }
 }
 
 /// Runs a scenario in a simulated world and on the real drivers, with direct and with buffered files.
@@ -74,7 +75,7 @@ fn on_driver<Fut: Future<Output = ()>>(driver: DriverChoice, io_mode: IoMode, sc
     static NEXT_NET: AtomicU8 = AtomicU8::new(0);
     let net = NEXT_NET.fetch_add(1, Ordering::Relaxed);
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let options = Options { driver, buffers: 256, ..Options::default() };
+    let options = Options { driver, buffers: 512, ..Options::default() };
     let second = 64 + (std::process::id() % 128) as u8;
     let ran = ring::run(options, |ring| {
         let nodes = (0..NODES)
@@ -84,7 +85,7 @@ fn on_driver<Fut: Future<Output = ()>>(driver: DriverChoice, io_mode: IoMode, sc
                 root: folder.path().join(number.to_string()),
             })
             .collect();
-        scenario(Bed { nodes, io_mode, is_simulated: false })
+        scenario(Bed { nodes, io_mode, is_simulated: false, block_cache_mib: 4 })
     });
     match ran {
         Err(error) if driver == DriverChoice::Uring => eprintln!("no io_uring here, driver not tested: {error}"),
@@ -172,6 +173,11 @@ impl Running {
 }
 
 impl Bed {
+    /// The same, for servers that read every block from disk, with what has become of it there.
+    pub(crate) fn without_cache(self) -> Bed {
+        Bed { block_cache_mib: 0, ..self }
+    }
+
     pub(crate) fn settings(&self, number: usize) -> Settings {
         let node = &self.nodes[number];
         Settings {
@@ -184,6 +190,7 @@ impl Bed {
             leave_space_bytes: 1 << 20,
             test_speed: 0.0,
             io_mode: self.io_mode,
+            block_cache_mib: self.block_cache_mib,
             ..Settings::new(node.root.join("var"), vec![FolderLine::plain(node.hdd().to_str().unwrap())])
         }
     }
