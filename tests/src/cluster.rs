@@ -35,6 +35,8 @@ pub struct Layout {
     pub master_extra: String,
     /// Lines for every `mfschunkserver.cfg`.
     pub chunkserver_extra: String,
+    /// Chunkservers whose folder is marked for removal, with a `*` in `mfshdd.cfg`. Spec 60, 10.
+    pub marked_for_removal: BTreeSet<usize>,
     pub exports: String,
     /// After this time every process is killed, so that a hanging read ends with an error and the test fails.
     pub limit: Duration,
@@ -47,6 +49,7 @@ impl Layout {
             chunkservers: chunkservers.to_vec(),
             master_extra: String::new(),
             chunkserver_extra: String::new(),
+            marked_for_removal: BTreeSet::new(),
             exports: "*  / rw,alldirs,admin,maproot=0:0\n*  . rw\n".into(),
             limit: Duration::from_secs(300),
         }
@@ -77,7 +80,7 @@ pub struct Cluster {
     watchdog: Watchdog,
     namespace: Namespace,
     folder: PathBuf,
-    _alone: MutexGuard<'static, ()>,
+    _alone: Option<MutexGuard<'static, ()>>,
 }
 
 /// What came back from [`Cluster::exchange`].
@@ -101,6 +104,15 @@ impl Cluster {
         static ALONE: Mutex<()> = Mutex::new(());
         // One cluster at a time: two of them would starve each other on two cores and time out.
         let alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        Cluster::begin(test, layout, Some(alone))
+    }
+
+    /// As [`Cluster::start`], beside a cluster that is there already and does the same things at the same time.
+    pub fn start_beside(_other: &Cluster, test: &str, layout: Layout) -> Cluster {
+        Cluster::begin(test, layout, None)
+    }
+
+    fn begin(test: &str, layout: Layout, alone: Option<MutexGuard<'static, ()>>) -> Cluster {
         sweep_mounts();
         let folder = std::env::temp_dir().join(format!("mooring-test-{}-{test}", std::process::id()));
         std::fs::create_dir_all(folder.join("logs")).expect("the temporary folder can be written");
@@ -459,7 +471,8 @@ impl Cluster {
         let folder = self.chunkserver_folder(index);
         let configuration = folder.join("mfschunkserver.cfg");
         let address = chunkserver_address(index);
-        write(&folder.join("mfshdd.cfg"), &format!("{}\n", self.data_folder(index).display()));
+        let mark = if self.layout.marked_for_removal.contains(&index) { "*" } else { "" };
+        write(&folder.join("mfshdd.cfg"), &format!("{mark}{}\n", self.data_folder(index).display()));
         write(
             &configuration,
             &format!(
