@@ -35,6 +35,9 @@ pub struct Layout {
     pub master_extra: String,
     /// Lines for every `mfschunkserver.cfg`.
     pub chunkserver_extra: String,
+    /// Our programs run under a seccomp filter that forbids io_uring, as containers do. `MOORING_FORBID_IO_URING=1`
+    /// has it so in every test.
+    pub forbid_io_uring: bool,
     /// Chunkservers whose folder is marked for removal, with a `*` in `mfshdd.cfg`. Spec 60, 10.
     pub marked_for_removal: BTreeSet<usize>,
     pub exports: String,
@@ -49,6 +52,7 @@ impl Layout {
             chunkservers: chunkservers.to_vec(),
             master_extra: String::new(),
             chunkserver_extra: String::new(),
+            forbid_io_uring: std::env::var("MOORING_FORBID_IO_URING").as_deref() == Ok("1"),
             marked_for_removal: BTreeSet::new(),
             exports: "*  / rw,alldirs,admin,maproot=0:0\n*  . rw\n".into(),
             limit: Duration::from_secs(300),
@@ -525,7 +529,14 @@ impl Cluster {
 
     fn ours(&self, command_name: &str) -> Command {
         let binary = mooring_binary().expect("the test has asked for Need::Mooring");
-        let mut command = self.namespace.command(&binary.to_string_lossy());
+        let binary = binary.to_string_lossy();
+        let mut command = if self.layout.forbid_io_uring {
+            let mut command = self.namespace.command("perl");
+            command.args(["-e", FORBID_IO_URING, &binary]);
+            command
+        } else {
+            self.namespace.command(&binary)
+        };
         command.arg(command_name);
         command
     }
@@ -592,6 +603,18 @@ impl Watchdog {
         self.pids.lock().expect("nobody panics with this lock").remove(&pid);
     }
 }
+
+/// Puts a seccomp filter over itself under which io_uring_setup(2), number 425 everywhere, gives EPERM, and becomes the
+/// program in its arguments. prctl(2) is 157 or 167; 38 is PR_SET_NO_NEW_PRIVS, 22 with 2 a filter of four instructions:
+/// load the number; if it is 425, go on, else skip one; return EPERM; allow.
+const FORBID_IO_URING: &str = r#"
+    my $prctl = `uname -m` =~ /x86_64/ ? 157 : 167;
+    my $filter = pack("SCCL" x 4, 0x20, 0, 0, 0, 0x15, 0, 1, 425, 0x06, 0, 0, 0x50001, 0x06, 0, 0, 0x7fff0000);
+    my $program = pack("Sx6P", 4, $filter);
+    syscall($prctl, 38, 1, 0, 0, 0) == 0 or die "PR_SET_NO_NEW_PRIVS: $!";
+    syscall($prctl, 22, 2, $program) == 0 or die "PR_SET_SECCOMP: $!";
+    exec { $ARGV[0] } @ARGV or die "$ARGV[0]: $!";
+"#;
 
 /// Sizes of a file system, from `statfs`.
 struct Space {

@@ -17,6 +17,8 @@ pub enum Need {
     Stock,
     /// Our binary, built.
     Mooring,
+    /// A program of the system.
+    Program(&'static str),
     /// A program of the Rust package registry.
     Tool(&'static str),
     /// A user of this machine.
@@ -93,6 +95,7 @@ fn missing(need: Need) -> Option<String> {
                 format!("no {} (apt-get install moosefs-master moosefs-chunkserver moosefs-client)", absent.join(", "))
             })
         }
+        Need::Program(name) => tool(name).is_none().then(|| format!("no program `{name}`")),
         Need::Tool(name) => {
             tool(name).is_none().then(|| format!("no program `{name}` (cargo install {name} --root target/tools)"))
         }

@@ -131,6 +131,26 @@ fn our_programs_in_every_role_keep_a_tree_over_a_restart() {
 }
 
 #[test]
+fn our_programs_work_where_io_uring_is_forbidden_and_say_so() {
+    let needs = [OURS_ONLY, &[Need::Stock, Need::Program("perl")]].concat();
+    if !have("our_programs_work_where_io_uring_is_forbidden_and_say_so", &needs) {
+        return;
+    }
+    // Once every one of them is ours, and once beside stock ones, in chains.
+    for (name, master, servers) in
+        [("forbid", Kind::Mooring, [Kind::Mooring; 2]), ("forbid2", Kind::Stock, [Kind::Mooring, Kind::Stock])]
+    {
+        let layout = Layout { forbid_io_uring: true, ..Layout::new(master, &servers) };
+        let mut cluster = Cluster::start(name, layout);
+        copies_a_tree_in_and_out(&mut cluster, Kind::Mooring, Plan::small(41));
+        let log = cluster.chunkserver(0).log_text();
+        for line in ["io_uring is not available, using epoll and threads", "input and output by epoll"] {
+            assert!(log.contains(line), "{line:?} is not in the log: {log}");
+        }
+    }
+}
+
+#[test]
 fn a_killed_chunkserver_disturbs_no_reader_and_its_copies_are_made_again() {
     if !have("a_killed_chunkserver_disturbs_no_reader_and_its_copies_are_made_again", OURS_ONLY) {
         return;
