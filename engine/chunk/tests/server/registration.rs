@@ -5,7 +5,7 @@ use md5::{Digest, Md5};
 use wire::*;
 
 use crate::support::master::{METAID, Master};
-use crate::support::{DATA_PORT, everywhere, in_sim};
+use crate::support::{DATA_PORT, everywhere, in_sim, noise};
 
 #[test]
 fn a_server_registers_and_says_farewell() {
@@ -116,5 +116,38 @@ fn a_folder_of_another_file_system_is_refused() {
         node.write(&node.hdd().join(".metaid"), 99u64.to_be_bytes().to_vec()).await;
         let running = bed.start(1).await;
         assert!(matches!(running.end().await, Err(ServerError::Folders(_))));
+    });
+}
+
+#[test]
+fn hours_without_a_master_lose_nothing() {
+    in_sim(8, |bed| async move {
+        let listener = Master::listen(&bed.nodes[0]);
+        let settings = chunk::settings::Settings {
+            master_reconnection_delay: std::time::Duration::from_secs(5),
+            ..bed.settings(1)
+        };
+        let running = bed.start_with(1, settings).await;
+        let mut master = Master::accept(&bed.nodes[0].ring, &listener).await;
+        for id in 1..=2 {
+            assert_eq!(master.create(id, 1).await, Status::OK);
+            bed.client(1).await.write(id, 1, &[], 0, &noise(id, 100_000)).await;
+        }
+        drop((master, listener));
+        bed.sleep(std::time::Duration::from_secs(3600)).await;
+        assert!(bed.client(1).await.read_ok(1, 1, 0, 100_000).await == noise(1, 100_000), "clients are served on");
+        let node = &bed.nodes[1];
+        node.rot(&node.chunk_path(2, 1).await, 8192 + 70_000).await;
+        assert_eq!(bed.client(1).await.read(2, 1, 65_536, 10).await.1, Status::CRC);
+        bed.sleep(std::time::Duration::from_secs(2 * 3600)).await;
+        let listener = Master::listen(&bed.nodes[0]);
+        let began = bed.nodes[0].ring.now();
+        let mut master = Master::accept(&bed.nodes[0].ring, &listener).await;
+        assert!(bed.nodes[0].ring.now() - began < std::time::Duration::from_secs(10), "it tries every five seconds");
+        assert_eq!(master.listed.iter().map(|chunk| chunk.chunkid.0).collect::<Vec<_>>(), [1, 2]);
+        let damaged: CstomaChunkDamaged = master.report().await;
+        assert_eq!(damaged.chunks, [ChunkId(2)]);
+        assert_eq!(master.delete(2, 1).await, Status::OK);
+        running.stop().await;
     });
 }
