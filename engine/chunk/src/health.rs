@@ -1,25 +1,30 @@
-//! How long the operations of one disk take, and whether it hangs.
+//! Whether a disk hangs.
 //!
 //! A disk that does not answer must not take the server with it: every request for it would hold a buffer, a place
 //! among the requests under way, and a client that could read another copy. So operations are noted while they last. A
-//! disk whose oldest operation is old is left alone: requests for it are answered NOTDONE until that operation ends.
+//! disk that has work and ends none of it for some time is left alone: requests for it are answered NOTDONE until
+//! something ends. A disk that is merely slow ends one thing after the other and is not meant.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-use ring::Instant;
+use ring::{Instant, Ring};
 
-/// An operation that takes longer means that the disk hangs.
+/// Nothing ended for so long: the disk hangs.
 const HANG_AFTER: Duration = Duration::from_secs(5);
-/// So does one that takes this long while so many others wait: they would soon take all that other disks need.
+/// So long is enough while so many operations wait: they would soon take all that other disks need.
 const CROWD_HANG_AFTER: Duration = Duration::from_secs(1);
-const CROWD: usize = 64;
+const CROWD: usize = 32;
+/// So many operations of that age also mean it, whatever else ends: that may come from the system's cache.
+const OLD: usize = 16;
 
 #[derive(Default)]
 pub(crate) struct Health {
     /// When the operations under way began. Slots are used again, so that none is made once there are enough.
     slots: RefCell<Slots>,
+    /// When something ended last.
+    ended: Cell<Instant>,
     hangs: Cell<bool>,
 }
 
@@ -32,6 +37,7 @@ struct Slots {
 /// An operation under way.
 pub(crate) struct UnderWay {
     health: Rc<Health>,
+    ring: Ring,
     slot: usize,
 }
 
@@ -40,6 +46,7 @@ impl Drop for UnderWay {
         let mut slots = self.health.slots.borrow_mut();
         slots.began[self.slot] = None;
         slots.free.push(self.slot);
+        self.health.ended.set(self.ring.now());
     }
 }
 
@@ -52,14 +59,14 @@ pub(crate) enum Change {
 
 impl Health {
     /// Notes that an operation begins; it ends when what this gives is dropped.
-    pub(crate) fn begin(self: &Rc<Self>, now: Instant) -> UnderWay {
+    pub(crate) fn begin(self: &Rc<Self>, ring: &Ring) -> UnderWay {
         let mut slots = self.slots.borrow_mut();
         let slot = slots.free.pop().unwrap_or_else(|| {
             slots.began.push(None);
             slots.began.len() - 1
         });
-        slots.began[slot] = Some(now);
-        UnderWay { health: self.clone(), slot }
+        slots.began[slot] = Some(ring.now());
+        UnderWay { health: self.clone(), ring: ring.clone(), slot }
     }
 
     pub(crate) fn hangs(&self) -> bool {
@@ -69,9 +76,13 @@ impl Health {
     /// Looks at what is under way. Gives the change, if there is one.
     pub(crate) fn look(&self, now: Instant) -> Option<Change> {
         let slots = self.slots.borrow();
-        let count = slots.began.len() - slots.free.len();
-        let oldest = slots.began.iter().flatten().min().map_or(Duration::ZERO, |began| now - *began);
-        let hangs = oldest >= HANG_AFTER || (count >= CROWD && oldest >= CROWD_HANG_AFTER);
+        let began = || slots.began.iter().flatten();
+        let hangs = began().min().is_some_and(|oldest| {
+            let quiet = now - (*oldest).max(self.ended.get());
+            let old = began().filter(|began| now - **began >= HANG_AFTER).count();
+            let is_crowded = began().count() >= CROWD;
+            quiet >= HANG_AFTER || (is_crowded && quiet >= CROWD_HANG_AFTER) || old >= OLD
+        });
         match (self.hangs.replace(hangs), hangs) {
             (false, true) => Some(Change::Hangs),
             (true, false) => Some(Change::Works),
@@ -83,29 +94,53 @@ impl Health {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ring::sim::{Settings, World};
 
-    #[test]
-    fn a_disk_hangs_while_its_oldest_operation_is_old() {
-        let health = Rc::new(Health::default());
-        let at = |millis: u64| Instant::from_micros(millis * 1000);
-        let first = health.begin(at(0));
-        drop(health.begin(at(100)));
-        assert_eq!(health.look(at(4900)), None);
-        assert_eq!(health.look(at(5000)), Some(Change::Hangs));
-        let second = health.begin(at(5001));
-        assert_eq!((health.look(at(9000)), health.hangs()), (None, true));
-        drop(first);
-        assert_eq!((health.look(at(9000)), health.hangs()), (Some(Change::Works), false));
-        drop(second);
-        assert_eq!(health.slots.borrow().began.len(), 2, "slots are used again");
+    /// Calls `check` with a ring whose clock it may let run.
+    fn in_time<Fut: Future<Output = ()> + 'static>(check: impl FnOnce(Ring) -> Fut) {
+        let world = World::new(1, Settings::default());
+        let node = world.node([10, 0, 0, 1].into());
+        world.run(node, check).expect("it ends");
     }
 
     #[test]
-    fn a_crowd_makes_it_hang_earlier() {
-        let health = Rc::new(Health::default());
-        let crowd: Vec<UnderWay> = (0..CROWD).map(|_| health.begin(Instant::from_micros(0))).collect();
-        assert_eq!(health.look(Instant::from_micros(900_000)), None);
-        assert_eq!(health.look(Instant::from_micros(1_000_000)), Some(Change::Hangs));
-        drop(crowd);
+    fn a_disk_hangs_when_it_has_work_and_ends_none_of_it() {
+        in_time(|ring| async move {
+            let health = Rc::new(Health::default());
+            ring.sleep(Duration::from_secs(100)).await;
+            let first = health.begin(&ring);
+            ring.sleep(Duration::from_secs(4)).await;
+            assert_eq!(health.look(ring.now()), None);
+            drop(health.begin(&ring));
+            ring.sleep(Duration::from_secs(4)).await;
+            assert_eq!(health.look(ring.now()), None, "something ended four seconds ago");
+            ring.sleep(Duration::from_secs(1)).await;
+            assert_eq!((health.look(ring.now()), health.hangs()), (Some(Change::Hangs), true));
+            let second = health.begin(&ring);
+            ring.sleep(Duration::from_secs(9)).await;
+            assert_eq!((health.look(ring.now()), health.hangs()), (None, true));
+            drop((first, second));
+            assert_eq!((health.look(ring.now()), health.hangs()), (Some(Change::Works), false));
+            assert_eq!(health.slots.borrow().began.len(), 2, "slots are used again");
+            ring.sleep(Duration::from_secs(100)).await;
+            assert_eq!(health.look(ring.now()), None, "a disk without work does not hang");
+        });
+    }
+
+    #[test]
+    fn a_crowd_makes_it_hang_earlier_and_many_old_ones_always() {
+        in_time(|ring| async move {
+            let health = Rc::new(Health::default());
+            let mut crowd: Vec<UnderWay> = (0..CROWD).map(|_| health.begin(&ring)).collect();
+            ring.sleep(Duration::from_millis(900)).await;
+            assert_eq!(health.look(ring.now()), None);
+            ring.sleep(Duration::from_millis(100)).await;
+            assert_eq!(health.look(ring.now()), Some(Change::Hangs));
+            ring.sleep(Duration::from_secs(5)).await;
+            crowd.truncate(OLD);
+            assert_eq!(health.look(ring.now()), None, "those left are too old");
+            crowd.pop();
+            assert_eq!(health.look(ring.now()), Some(Change::Works));
+        });
     }
 }

@@ -209,7 +209,7 @@ impl Store {
             return Ok((buffer, Some(Crc(EMPTY_BLOCK_CRC))));
         }
         let started = self.ring.now();
-        let _under_way = view.volume.health.begin(started);
+        let _under_way = view.volume.health.begin(&self.ring);
         let (result, buffer) = view.file.read_at(buffer, view.form.block_offset(block)).await;
         let count = result?;
         view.volume.stats.read.add(count as u64, self.ring.now() - started);
@@ -275,7 +275,7 @@ impl Store {
             }
         };
         let ticket = chunk.begin_write(log.next_page());
-        let _under_way = view.volume.health.begin(started);
+        let _under_way = view.volume.health.begin(&self.ring);
         let is_in_zeros = !view.exists && new_sum.0 == EMPTY_BLOCK_CRC && data.as_bytes().iter().all(|byte| *byte == 0);
         let written = match is_in_zeros {
             true => self.sync_if_asked(chunk, &view.file).await, // the file holds zeros here already
@@ -443,7 +443,7 @@ impl Store {
             (open.file.clone(), open.volume.clone(), open.form.table_offset(), settled_before)
         };
         let started = self.ring.now();
-        let _under_way = volume.health.begin(started);
+        let _under_way = volume.health.begin(&self.ring);
         let (mut result, piece) = file.write_all_at(scratch.take().slice(0..TABLE_BYTES), position).await;
         scratch.put(piece.into_inner());
         volume.stats.header_write.add(TABLE_BYTES as u64, self.ring.now() - started);

@@ -168,7 +168,8 @@ impl Store {
     pub(crate) fn opened(&self, id: ChunkId, version: Version) -> Option<Rc<Chunk>> {
         let in_use = self.in_use.borrow();
         let chunk = in_use.get(&id)?;
-        let is_usable = chunk.state.borrow().as_ref().is_some_and(|open| open.volume.is_usable());
+        let works = |volume: &Volume| volume.is_usable() && !volume.health.hangs();
+        let is_usable = chunk.state.borrow().as_ref().is_some_and(|open| works(&open.volume));
         if !is_usable || chunk.check(version).is_err() {
             return None;
         }
@@ -290,7 +291,7 @@ impl Store {
         volume: Rc<Volume>,
         path: PathBuf,
     ) -> Result<OpenFile, ChunkError> {
-        let _under_way = volume.health.begin(self.ring.now());
+        let _under_way = volume.health.begin(&self.ring);
         let (file, form, file_blocks, alignment) = self.open_file(&volume, &path).await?;
         let mut scratch = self.scratch.take(&volume).await;
         let front_bytes = form.data_offset() as usize;

@@ -46,7 +46,7 @@ impl Store {
         let place = self.place(id)?;
         super::check_version(place.version, version)?;
         let volume = self.volume(place.volume);
-        let _under_way = volume.health.begin(self.ring.now());
+        let _under_way = volume.health.begin(&self.ring);
         let path = volume.chunk_path(place.subfolder, id, place.version);
         let mut blocks = chunk.blocks();
         if chunk.state.borrow().is_none() && volume.has_limit() {
@@ -285,7 +285,7 @@ impl Store {
         place: Place,
         new: Version,
     ) -> Result<(), ChunkError> {
-        let _under_way = volume.health.begin(self.ring.now());
+        let _under_way = volume.health.begin(&self.ring);
         let old_path = volume.chunk_path(place.subfolder, chunk.id, place.version);
         let new_path = volume.chunk_path(place.subfolder, chunk.id, new);
         self.ring.rename(&old_path, &new_path).await?;
@@ -349,7 +349,7 @@ impl Store {
 
     /// An empty file under the chunk's temporary name. Errors: the disk's.
     pub(super) async fn create_on(&self, volume: &Rc<Volume>, id: ChunkId) -> Result<File, ChunkError> {
-        let _under_way = volume.health.begin(self.ring.now());
+        let _under_way = volume.health.begin(&self.ring);
         let (mode, as_volume) = (self.settings.get().file_mode, super::how_to_open(volume.mode.get()));
         let how = OpenHow { read: true, write: true, create: true, truncate: true, mode, ..as_volume };
         let path = volume.temporary_path(id);
@@ -413,7 +413,7 @@ impl Store {
 
     pub(super) async fn name_file(&self, new: &NewFile, version: Version, synced: bool) -> Result<Place, ChunkError> {
         let id = new.chunk.id;
-        let _under_way = new.volume.health.begin(self.ring.now());
+        let _under_way = new.volume.health.begin(&self.ring);
         let mut scratch = self.scratch.take(&new.volume).await;
         let front_bytes = Form::Aligned.data_offset() as usize;
         let header_bytes = Form::Aligned.header_bytes() as usize;

@@ -11,8 +11,9 @@ use super::calls::kernel_result;
 use super::operation::{Key, Op};
 use crate::remote::Remote;
 
-/// Threads of one ring. Enough to keep a disk's queue busy; file operations of one core rarely exceed it.
-const THREADS_MAX: usize = 16;
+/// Threads of one ring, started when the others are busy. Enough to keep disks' queues busy, also while one disk hangs
+/// and holds some of them.
+const THREADS_MAX: usize = 64;
 
 /// The threads of one ring.
 pub(crate) struct Offload {

@@ -30,8 +30,9 @@ const DOORBELL: u64 = u64::MAX - 1;
 const SLOTS_PER_REGISTRATION: usize = 128;
 /// Buffers that a kernel registers at most.
 const REGISTRATIONS_MAX: usize = 16_384;
-/// Kernel threads for calls that block (open, rename, fsync ...), per ring: bounded, and unbounded (sockets).
-const KERNEL_WORKERS_MAX: [u32; 2] = [16, 4];
+/// Kernel threads for calls that block (open, rename, fsync ...), per ring: bounded, and unbounded (sockets). So many
+/// that a disk which hangs does not hold them all before it is left alone.
+const KERNEL_WORKERS_MAX: [u32; 2] = [64, 4];
 
 pub(crate) struct Uring {
     ring: IoUring,
