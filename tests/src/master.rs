@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use wire::{
     AntoanNop, ChunkId, CstomaChunkDamaged, CstomaCreate, CstomaDelete, CstomaDuplicate, CstomaDuptrunc,
-    CstomaRegister, CstomaReplicate, CstomaSetVersion, CstomaTruncate, HEADER_BYTES, Header, MatocsCreate,
+    CstomaRegister, CstomaReplicate, CstomaSetVersion, CstomaSpace, CstomaTruncate, HEADER_BYTES, Header, MatocsCreate,
     MatocsDelete, MatocsMasterAck, MetaId, Packet, Status, Version, VersionWord, WireError,
 };
 
@@ -97,7 +97,7 @@ impl Master {
         self.port
     }
 
-    /// Has the server at this address registered to the end?
+    /// Has the server at this address registered to the end, and a disk that is ready?
     pub fn has(&self, server: Ipv4Addr) -> bool {
         self.shared.links().contains_key(&server)
     }
@@ -162,6 +162,8 @@ fn serve(shared: &Shared, stream: TcpStream, csid: u16) -> Result<(), String> {
     let mut address = *peer.ip();
     let waiting: Arc<Waiting> = Arc::default();
     let mut listed = BTreeMap::new();
+    // A server is here once it has listed its chunks and has a disk that is ready, in whichever order it says so.
+    let (mut has_ended, mut has_space) = (false, false);
     let mut packets = Packets { stream: &stream, received: Vec::new(), sent: Instant::now(), may_nop: false };
     while let Some((kind, payload)) = packets.next()? {
         let bad = |error: WireError| format!("{address}, packet {kind}: {error}");
@@ -184,13 +186,13 @@ fn serve(shared: &Shared, stream: TcpStream, csid: u16) -> Result<(), String> {
                     listed.extend(chunks.into_iter().map(|chunk| (chunk.chunkid, Version(chunk.version))));
                     packets.send(&MatocsMasterAck::Next)?;
                 }
-                CstomaRegister::End => {
-                    let (stream, waiting) = (stream.try_clone().map_err(text)?, waiting.clone());
-                    let link = Link { stream, waiting, listed: std::mem::take(&mut listed), csid };
-                    shared.links().insert(address, link);
-                }
+                CstomaRegister::End => has_ended = true,
                 CstomaRegister::Disconnect => break,
             },
+            CstomaSpace::TYPE => {
+                let space = CstomaSpace::decode(&payload).map_err(bad)?.space;
+                has_space |= space.total > 0;
+            }
             CstomaChunkDamaged::TYPE => {
                 let chunks = CstomaChunkDamaged::decode(&payload).map_err(bad)?.chunks;
                 shared.damaged.lock().expect("nobody panics with it").extend(chunks);
@@ -202,6 +204,11 @@ fn serve(shared: &Shared, stream: TcpStream, csid: u16) -> Result<(), String> {
                     sender.send(status).ok(); // nobody may wait any more
                 }
             }
+        }
+        if has_ended && has_space && !shared.links().contains_key(&address) {
+            let (stream, waiting) = (stream.try_clone().map_err(text)?, waiting.clone());
+            let link = Link { stream, waiting, listed: std::mem::take(&mut listed), csid };
+            shared.links().insert(address, link);
         }
     }
     Ok(())
