@@ -231,12 +231,15 @@ impl JournalFile {
 
     /// N-1 to N, ..., 0 to 1. With nothing to keep the file is removed. Spec 51, 3.
     pub(super) async fn rotate(&mut self) -> io::Result<()> {
-        if let Some(growing) = self.file.take() {
+        // If this fails, the file stays the one that is written: whoever opened it anew would take its zeros for lines.
+        if let Some(growing) = &mut self.file {
             if growing.allocated > growing.lines {
                 growing.file.set_len(growing.lines).await?;
+                growing.allocated = growing.lines;
             }
             growing.file.sync().await?;
         }
+        self.file = None;
         if self.kept == 0 {
             return gone_is_fine(self.ring.unlink(&journal_path(&self.folder, 0)).await);
         }
