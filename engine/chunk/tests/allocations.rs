@@ -28,7 +28,11 @@ const BLOCKS: usize = 32;
 /// Requests, or pieces, between two marks.
 const REQUESTS: u32 = 1000;
 /// What may be allocated meanwhile: the housekeeping of some seconds, and a write session. Far fewer than one each.
-const ALLOCATIONS_MAX: u64 = 150;
+const ALLOCATIONS_MAX: u64 = 100;
+/// Each job is done so often and its best time counts: what comes once a minute (charts) costs more than the limit, and
+/// what a request needs is needed every time.
+const ROUNDS: usize = 3;
+const JOBS: usize = 7;
 
 #[test]
 fn the_data_path_allocates_nothing_for_a_request() {
@@ -77,8 +81,10 @@ fn check(driver: DriverChoice, io_mode: IoMode, block_cache_mib: u32) {
         counts => {
             let counts = counts.unwrap();
             println!("{driver}, {io_mode:?}, cache of {block_cache_mib} MiB: {counts:?}");
-            assert_eq!(counts.len(), 7);
-            for (what, count) in counts {
+            assert_eq!(counts.len(), ROUNDS * JOBS);
+            for (what, _) in &counts[..JOBS] {
+                let of_rounds = counts.iter().filter(|(other, _)| other == what);
+                let count = of_rounds.map(|(_, count)| *count).min().unwrap();
                 assert!(count <= ALLOCATIONS_MAX, "{driver}, {io_mode:?}: {count} allocations for {REQUESTS} × {what}");
             }
         }
@@ -108,13 +114,15 @@ fn run_client(here: SocketAddr, next: SocketAddr, marks: &ring::channel::Sender<
         act();
         marks.send(String::new()).unwrap();
     };
-    mark("read of a block", &mut || client.read(REQUESTS, 0, BLOCK as u32));
-    mark("read of a part", &mut || client.read(REQUESTS, 20_000, 4096));
-    mark("read of many blocks", &mut || client.read(REQUESTS / 20, 0, (BLOCKS * BLOCK) as u32));
-    mark("write of a block", &mut || client.write(REQUESTS, BLOCK as u32, chain(0)));
-    mark("write of a part", &mut || client.write(REQUESTS, 4096, chain(0)));
-    mark("write of a block, passed on", &mut || client.write(REQUESTS, BLOCK as u32, chain(1)));
-    mark("write of a part, passed on", &mut || client.write(REQUESTS, 4096, chain(1)));
+    for _ in 0..ROUNDS {
+        mark("read of a block", &mut || client.read(REQUESTS, 0, BLOCK as u32));
+        mark("read of a part", &mut || client.read(REQUESTS, 20_000, 4096));
+        mark("read of many blocks", &mut || client.read(REQUESTS / 20, 0, (BLOCKS * BLOCK) as u32));
+        mark("write of a block", &mut || client.write(REQUESTS, BLOCK as u32, chain(0)));
+        mark("write of a part", &mut || client.write(REQUESTS, 4096, chain(0)));
+        mark("write of a block, passed on", &mut || client.write(REQUESTS, BLOCK as u32, chain(1)));
+        mark("write of a part, passed on", &mut || client.write(REQUESTS, 4096, chain(1)));
+    }
 }
 
 /// A client with an ordinary socket.
