@@ -23,11 +23,13 @@ use futures_util::future::{Either, select};
 use ring::{BufferedReader, Gather, Instant, IoBuf, Listener, Stream};
 use wire::limits::{DATA_PORT_BYTES_MAX, HEADER_BYTES};
 use wire::{
-    CltocsRead, CltocsWrite, CltocsWriteData, CltocsWriteFinish, CstoclReadStatus, CstoclWriteStatus, Header, Packet,
-    Status, WireError,
+    ChunkId, CltocsRead, CltocsWrite, CltocsWriteData, CltocsWriteFinish, CstoclReadStatus, CstoclWriteStatus, Header,
+    Packet, Status, Version, WireError,
 };
 
+use crate::error::ChunkError;
 use crate::server::Server;
+use crate::store::Chunk;
 use ahead::ReadAhead;
 use window::{BlockResult, Window};
 
@@ -39,6 +41,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(5);
 const SEND_MAX: Duration = Duration::from_secs(5);
 /// NOPs while a request waits for the disk or for other servers. Spec 20, 3.1.
 const BUSY_NOP_AFTER: Duration = Duration::from_secs(1);
+/// How often a request that waits for a disk looks whether it hangs.
+const HANG_LOOK: Duration = Duration::from_secs(1);
 /// Bytes buffered per connection: heads and controls; data go to pool buffers.
 const READER_BYTES: usize = 4096;
 /// Longest packet that is taken whole into the reader: the longest chain, the longest option name.
@@ -288,6 +292,38 @@ impl Connection {
         }
     }
 
+    /// As `working`, for what comes from the disk of a chunk: None when that disk begins to hang meanwhile, and the
+    /// peer had better ask another copy. What is under way there ends in its own time.
+    async fn wait_for_disk<F: Future>(
+        &mut self,
+        nops: bool,
+        id: ChunkId,
+        work: F,
+    ) -> Result<Option<F::Output>, Hangup> {
+        let server = self.server.clone();
+        let mut work = std::pin::pin!(work);
+        loop {
+            match self.working(nops, server.ring.timeout(HANG_LOOK, work.as_mut())).await? {
+                Ok(output) => return Ok(Some(output)),
+                Err(_) if server.store.waits_for_hanging_disk(id) => return Ok(None),
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Opens a chunk, as `Store::open` does. A disk that begins to hang meanwhile makes it `Busy`.
+    async fn open(
+        &mut self,
+        nops: bool,
+        id: ChunkId,
+        version: Version,
+    ) -> Result<Result<Rc<Chunk>, ChunkError>, Hangup> {
+        let store = self.server.store.clone();
+        let opening = self.server.ring.spawn(async move { store.open(id, version).await });
+        let opened = self.wait_for_disk(nops, id, opening).await?;
+        Ok(opened.flatten().unwrap_or(Err(ChunkError::Busy)))
+    }
+
     /// A request has ended: silence counts from now.
     fn renew(&mut self) {
         self.last_received = self.server.ring.now();
@@ -301,6 +337,6 @@ fn read_status(request: &CltocsRead, status: Status) -> CstoclReadStatus {
     CstoclReadStatus { chunkid: request.chunkid, status }
 }
 
-fn write_status(chunkid: wire::ChunkId, writeid: u32, status: Status) -> CstoclWriteStatus {
+fn write_status(chunkid: ChunkId, writeid: u32, status: Status) -> CstoclWriteStatus {
     CstoclWriteStatus { chunkid, writeid, status }
 }

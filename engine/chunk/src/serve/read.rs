@@ -70,7 +70,7 @@ impl Connection {
         let nops = request.with_proto;
         let opened = match server.store.opened(request.chunkid, request.version) {
             Some(chunk) => Ok(chunk),
-            None => self.working(nops, server.store.open(request.chunkid, request.version)).await?,
+            None => self.open(nops, request.chunkid, request.version).await?,
         };
         let chunk = match opened {
             Ok(chunk) => chunk,
@@ -88,7 +88,9 @@ impl Connection {
                     self.send_what_is_gathered().await?;
                 } else {
                     let coming = self.ahead.wait();
-                    self.working(nops, coming).await?;
+                    if self.wait_for_disk(nops, request.chunkid, coming).await?.is_none() {
+                        return Ok(Status::NOTDONE);
+                    }
                 }
                 continue;
             }
@@ -110,7 +112,9 @@ impl Connection {
                 }
                 None => {
                     let window = self.window.clone();
-                    self.working(nops, window.first_ready()).await?;
+                    if self.wait_for_disk(nops, request.chunkid, window.first_ready()).await?.is_none() {
+                        return Ok(Status::NOTDONE);
+                    }
                 }
             }
         }

@@ -130,7 +130,7 @@ impl Connection {
                 return self.send(write_status(id, 0, Status::CANTCONNECT).encode()).await;
             }
         }
-        let opened = self.working(request.with_proto, server.store.open(id, request.version)).await?;
+        let opened = self.open(request.with_proto, id, request.version).await?;
         let chunk = match opened {
             Ok(chunk) => chunk,
             Err(error) => return self.send(write_status(id, 0, error.status()).encode()).await,

@@ -193,6 +193,11 @@ impl Store {
         self.registry.borrow().get(id).is_some_and(|place| self.volume(place.volume).is_usable())
     }
 
+    /// Is this chunk on a disk that does not answer?
+    pub(crate) fn waits_for_hanging_disk(&self, id: ChunkId) -> bool {
+        self.registry.borrow().get(id).is_some_and(|place| self.volume(place.volume).health.hangs())
+    }
+
     fn place(&self, id: ChunkId) -> Result<Place, ChunkError> {
         self.registry.borrow().get(id).ok_or(ChunkError::NoChunk)
     }

@@ -144,6 +144,10 @@ fn a_disk_that_hangs_holds_up_nobody_else_and_is_used_again_when_it_answers() {
                     in_it.client(1).await.write(*id, 1, &[], 100, b"new").await;
                 }
                 in_it.sleep(Duration::from_secs(8)).await;
+                for reader in stuck {
+                    assert!(reader.is_finished(), "those that waited already are sent to another copy");
+                    assert_eq!(reader.await.unwrap(), (vec![], Status::NOTDONE));
+                }
                 assert_eq!(in_it.client(1).await.read(first, 1, 0, 10).await, (vec![], Status::NOTDONE));
                 assert_eq!(&in_it.client(1).await.read_ok(on_b_now[0], 1, 100, 3).await, b"new");
             })
