@@ -280,6 +280,10 @@ mod tests {
     use wire::types::ChunkReport;
     use wire::{RegisterBegin, ServerSpace};
 
+    use crate::wait::wait_until;
+
+    const LIMIT: Duration = Duration::from_secs(30);
+
     #[test]
     fn a_server_registers_and_obeys() {
         let master = Master::listen("127.0.0.1:0".parse().expect("an address")).expect("loopback");
@@ -287,7 +291,14 @@ mod tests {
         let mut server = Packets { stream: &stream, received: Vec::new(), sent: Instant::now(), may_nop: false };
         let space = ServerSpace { used: 0, total: 1, chunks: 0, tdused: 0, tdtotal: 0, tdchunks: 0 };
         let ip = Ipv4Addr::new(10, 1, 2, 3);
-        let begin = RegisterBegin { version: VersionWord::OURS, ip: ip.into(), port: 9422, timeout: 0, csid: 0, space };
+        let begin = RegisterBegin {
+            version: VersionWord::OURS,
+            ip: ip.into(),
+            port: 9422,
+            timeout: 0,
+            csid: 0,
+            space: space.clone(),
+        };
         server.send(&CstomaRegister::Begin { passcode: None, begin }).expect("sent");
         let (kind, ack) = server.next().expect("whole").expect("an answer");
         assert_eq!(kind, MatocsMasterAck::TYPE);
@@ -296,9 +307,9 @@ mod tests {
         server.send(&CstomaRegister::Chunks(chunks)).expect("sent");
         assert_eq!(server.next().map(|next| next.map(|(kind, _)| kind)), Ok(Some(MatocsMasterAck::TYPE)));
         server.send(&CstomaRegister::End).expect("sent");
-        while !master.has(ip) {
-            std::thread::yield_now();
-        }
+        assert!(!master.has(ip), "no disk is ready");
+        server.send(&CstomaSpace { space }).expect("sent");
+        wait_until("the server is there", LIMIT, || master.has(ip));
         assert_eq!(master.listed(ip), Some(BTreeMap::from([(ChunkId(5), Version(3))])));
         let obey = |status: Status, server: &mut Packets<'_>| {
             let order = MatocsCreate { chunkid: ChunkId(7), version: Version(1) };
@@ -310,15 +321,11 @@ mod tests {
         assert_eq!(obey(Status::OK, &mut server), Ok(Status::OK));
         assert_eq!(obey(Status::NOSPACE, &mut server), Ok(Status::NOSPACE));
         server.send(&CstomaChunkDamaged { chunks: vec![ChunkId(9)] }).expect("sent");
-        while !master.damaged().contains(&ChunkId(9)) {
-            std::thread::yield_now();
-        }
+        wait_until("the damage is noted", LIMIT, || master.damaged().contains(&ChunkId(9)));
         let order = MatocsDelete { chunkid: ChunkId(5), version: Version(3) };
         let ordered = master.order(ip, ChunkId(5), &order).expect("it is there");
         drop(stream);
         assert!(ordered.answer().is_err(), "a server that left does not answer");
-        while master.has(ip) {
-            std::thread::yield_now();
-        }
+        wait_until("the server is gone", LIMIT, || !master.has(ip));
     }
 }
