@@ -61,6 +61,25 @@ fn a_version_is_in_the_name_and_in_the_header() {
 }
 
 #[test]
+fn a_rotten_version_in_the_header_is_put_right_by_the_name() {
+    everywhere(|bed| async move {
+        let (running, mut master) = bed.one_server().await;
+        master.create(1, 5).await;
+        bed.client(1).await.write(1, 5, &[], 0, &noise(1, 70_000)).await;
+        running.stop().await;
+        let node = &bed.nodes[1];
+        let path = node.chunk_path(1, 5).await;
+        node.rot(&path, 18).await;
+        assert_eq!(node.read(&path).await[16..20], [0, 0, 0x40, 5]);
+        let (running, mut master) = bed.one_server().await;
+        assert_eq!(bed.client(1).await.read_ok(1, 5, 0, 70_000).await, noise(1, 70_000));
+        assert_eq!(node.read(&path).await[16..20], [0, 0, 0, 5]);
+        assert_eq!(master.set_version(1, 6, 5).await, Status::OK);
+        running.stop().await;
+    });
+}
+
+#[test]
 fn truncation_cuts_extends_and_keeps_sums_right() {
     everywhere(|bed| async move {
         let (running, mut master) = bed.one_server().await;
