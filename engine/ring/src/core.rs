@@ -3,7 +3,7 @@
 //! One turn of the loop: poll what is ready; hand all new operations to the driver and wait in one call; note results
 //! and due timers, which makes tasks ready again. Nothing here blocks but the driver's one wait.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::future::Future;
 use std::os::fd::RawFd;
 use std::pin::Pin;
@@ -43,6 +43,8 @@ pub(crate) struct Core {
     pub(crate) sim: Option<SharedState>,
     pub(crate) nonblocking_sockets: bool,
     pub(crate) driver_name: &'static str,
+    /// What the ring was made of; not set in the simulation.
+    pub(crate) options: OnceCell<crate::Options>,
     driver: RefCell<Box<dyn Driver>>,
     tasks: RefCell<Slab<Task>>,
     next_generation: Cell<u32>,
@@ -81,6 +83,7 @@ impl Core {
             sim,
             nonblocking_sockets: driver.wants_nonblocking_sockets(),
             driver_name: driver.name(),
+            options: OnceCell::new(),
             driver: RefCell::new(driver),
             tasks: RefCell::default(),
             next_generation: Cell::new(1),

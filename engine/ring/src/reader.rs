@@ -34,6 +34,19 @@ impl BufferedReader {
         BufferedReader { stream, staging: Staging::new(capacity.max(64)), start: 0, under_way: None }
     }
 
+    /// A reader that begins with bytes that another one had buffered.
+    pub fn with_buffered(stream: Stream, capacity: usize, buffered: &[u8]) -> BufferedReader {
+        let staging = Staging::grown(buffered, capacity.max(64).max(buffered.len()));
+        BufferedReader { stream, staging, start: 0, under_way: None }
+    }
+
+    /// The connection and what is buffered, for `with_buffered` elsewhere. None, and the reader is lost, if a receive is
+    /// under way: whose bytes would come too late.
+    pub fn into_parts(self) -> Option<(Stream, Vec<u8>)> {
+        let buffered = self.buffered().to_vec();
+        self.under_way.is_none().then_some((self.stream, buffered))
+    }
+
     /// The connection.
     pub fn stream(&self) -> &Stream {
         &self.stream

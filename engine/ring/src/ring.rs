@@ -91,6 +91,7 @@ where
     let pool = Pool::new(options.buffers)?;
     let driver = choose_driver(&options, &pool, &remote)?;
     let core = Core::new(driver, remote, pool, None);
+    core.options.set(options).expect("a new core");
     let ring = Ring { core: core.clone(), node: 0 };
     Ok(core.run(main(ring)))
 }
@@ -119,6 +120,11 @@ pub struct Ring {
 }
 
 impl Ring {
+    /// What this ring was made of, for more rings like it; None in the simulation.
+    pub fn options(&self) -> Option<Options> {
+        self.core.options.get().cloned()
+    }
+
     /// `uring`, `epoll` or `sim`.
     pub fn driver_name(&self) -> &'static str {
         self.core.driver_name
