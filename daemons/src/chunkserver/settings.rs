@@ -11,6 +11,7 @@ use crate::config::{self, Config};
 
 /// The largest block cache, in MiB: 256 GiB.
 const BLOCK_CACHE_MIB_MAX: u32 = 256 << 10;
+const CORES_MAX: u32 = 8;
 
 /// Settings of a chunkserver. Errors: a sentence for the person who wrote the configuration.
 pub fn from_config(config: &Config) -> Result<Settings, String> {
@@ -49,6 +50,7 @@ pub fn from_config(config: &Config) -> Result<Settings, String> {
         rebalance_percent: config.number("HDD_REBALANCE_UTILIZATION", 20, 0..=100),
         rebalance_moves: config.number("HDD_HIGH_SPEED_REBALANCE_LIMIT", 0, 0..=10),
         replication_speed: at_least_zero(config.float("REPLICATION_SPEED_LIMIT", 0.0)),
+        cores: config.number("CORES", defaults.cores as u32, 0..=CORES_MAX) as usize,
         io_mode: io_mode(config)?,
         durability: durability(config)?,
         block_cache_mib: config.number("BLOCK_CACHE_MIB", defaults.block_cache_mib, 0..=BLOCK_CACHE_MIB_MAX),

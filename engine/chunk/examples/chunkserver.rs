@@ -1,7 +1,7 @@
 //! A chunkserver without a configuration file, for trying the engine by itself.
 //!
 //! `chunkserver DATA_PATH LISTEN_IP:PORT MASTER_IP:PORT direct|buffered|dontcache DRIVER FOLDER...`; ends when standard input does.
-//! In the environment: LABELS, BLOCK_CACHE_MIB.
+//! In the environment: LABELS, BLOCK_CACHE_MIB, CORES.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a tool for developers: it may end with a panic")]
 
@@ -31,6 +31,7 @@ fn main() {
             "dontcache" => IoMode::DontCache,
             _ => IoMode::Buffered,
         },
+        cores: std::env::var("CORES").map_or(1, |cores| cores.parse().unwrap()),
         block_cache_mib: std::env::var("BLOCK_CACHE_MIB").map_or(64, |mib| mib.parse().unwrap()),
         ..Settings::new(PathBuf::from(data_path), parse_folders(&folders.join("\n")))
     };

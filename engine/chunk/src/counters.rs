@@ -1,7 +1,7 @@
 //! What a server counts while it works, and the minute by minute account of it for the monitor. Spec 70, 6.
 
-use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ring::Ring;
@@ -18,7 +18,7 @@ const TICK_MICROS: u64 = 10_000;
 /// Minutes between two writings of the file.
 const SAVE_MINUTES: u64 = 60;
 
-/// Totals since the start.
+/// Totals of one core since the start.
 #[derive(Default)]
 pub(crate) struct Counters {
     pub(crate) master_in_bytes: Count,
@@ -41,16 +41,17 @@ pub(crate) struct Counters {
     pub(crate) changed: Count,
 }
 
+/// A total that one core adds to and any reads.
 #[derive(Default)]
-pub(crate) struct Count(Cell<u64>);
+pub(crate) struct Count(AtomicU64);
 
 impl Count {
     pub(crate) fn add(&self, more: u64) {
-        self.0.set(self.0.get() + more);
+        self.0.store(self.get() + more, Ordering::Relaxed); // nobody else writes
     }
 
     pub(crate) fn get(&self) -> u64 {
-        self.0.get()
+        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -91,19 +92,21 @@ impl Process {
 impl Server {
     /// Totals of all series; those that are no totals are what they are now. Spec 70, 6.5.
     fn totals(&self, process: Process, load: u64) -> Sample {
-        let counters = &self.store.counters;
+        let of_cores = self.core.shared.counters();
+        let count = |of: fn(&Counters) -> &Count| of_cores.iter().map(|counters| of(counters).get()).sum::<u64>();
         let sum = |of: fn(&crate::disk_stats::DiskCounters) -> u64| {
-            self.store.volumes.borrow().iter().map(|volume| of(&volume.stats)).sum::<u64>()
+            let volumes = self.store.volumes.borrow();
+            volumes.iter().flat_map(|volume| &volume.shared.stats).map(|of_core| of(of_core)).sum::<u64>()
         };
         [
             process.user_micros,
             process.system_micros,
-            counters.master_in_bytes.get(),
-            counters.master_out_bytes.get(),
-            counters.replication_in_bytes.get(),
-            counters.replication_out_bytes.get(),
-            counters.served_in_bytes.get(),
-            counters.served_out_bytes.get(),
+            count(|counters| &counters.master_in_bytes),
+            count(|counters| &counters.master_out_bytes),
+            count(|counters| &counters.replication_in_bytes),
+            count(|counters| &counters.replication_out_bytes),
+            count(|counters| &counters.served_in_bytes),
+            count(|counters| &counters.served_out_bytes),
             sum(|disk| disk.header_read.bytes.get()),
             sum(|disk| disk.header_write.bytes.get()),
             sum(|disk| disk.header_read.count.get()),
@@ -112,24 +115,24 @@ impl Server {
             sum(|disk| disk.write.bytes.get()),
             sum(|disk| disk.read.count.get()),
             sum(|disk| disk.write.count.get()),
-            counters.reads.get(),
-            counters.writes.get(),
+            count(|counters| &counters.reads),
+            count(|counters| &counters.writes),
             sum(|disk| disk.read.micros.get()) * 1000,
             sum(|disk| disk.write.micros.get()) * 1000,
-            counters.replicated.get(),
-            counters.created.get(),
-            counters.deleted.get(),
-            counters.versions_set.get(),
-            counters.duplicated.get(),
-            counters.truncated.get(),
-            counters.duptruncated.get(),
-            counters.tested.get(),
+            count(|counters| &counters.replicated),
+            count(|counters| &counters.created),
+            count(|counters| &counters.deleted),
+            count(|counters| &counters.versions_set),
+            count(|counters| &counters.duplicated),
+            count(|counters| &counters.truncated),
+            count(|counters| &counters.duptruncated),
+            count(|counters| &counters.tested),
             load,
             process.resident_bytes,
             process.virtual_bytes,
-            counters.moved.get(),
+            count(|counters| &counters.moved),
             0,
-            counters.changed.get(),
+            count(|counters| &counters.changed),
         ]
     }
 
@@ -155,7 +158,7 @@ impl Server {
             minute = self.minute();
             let now = self.totals(Process::look(&self.ring).await, load_max);
             self.charts.borrow_mut().add(minute, &difference(&now, &before));
-            self.store.volumes.borrow().iter().for_each(|volume| volume.stats.end_minute());
+            self.store.volumes.borrow().iter().for_each(|volume| volume.end_minute());
             (before, load_max) = (now, 0);
             if minute.is_multiple_of(SAVE_MINUTES) {
                 self.save_charts().await;

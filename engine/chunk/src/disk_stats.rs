@@ -1,14 +1,17 @@
 //! Counters of one disk: since the start, and by the minute for a day. Spec 20, 8.2.
 
-use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use wire::data::DiskStats;
 
+use crate::counters::Count;
+
 /// Minutes that are kept: a day.
 const MINUTES_MAX: usize = 24 * 60;
 
+/// What one core did. One core writes, any reads.
 #[derive(Default)]
 pub(crate) struct DiskCounters {
     pub(crate) read: OperationCounter,
@@ -17,30 +20,29 @@ pub(crate) struct DiskCounters {
     /// Headers and tables of sums.
     pub(crate) header_read: OperationCounter,
     pub(crate) header_write: OperationCounter,
-    /// Totals at the end of the last minute.
-    counted: RefCell<Option<DiskStats>>,
-    /// Newest first.
-    minutes: RefCell<VecDeque<DiskStats>>,
 }
 
 #[derive(Default)]
 pub(crate) struct OperationCounter {
-    pub(crate) bytes: Cell<u64>,
-    pub(crate) count: Cell<u64>,
-    pub(crate) micros: Cell<u64>,
+    pub(crate) bytes: Count,
+    pub(crate) count: Count,
+    pub(crate) micros: Count,
     /// The longest of this minute, and of all.
-    minute_micros_max: Cell<u32>,
-    micros_max: Cell<u32>,
+    minute_micros_max: AtomicU32,
+    micros_max: AtomicU32,
 }
 
 impl OperationCounter {
     pub(crate) fn add(&self, bytes: u64, took: Duration) {
         let micros = took.as_micros().min(u128::from(u32::MAX)) as u32;
-        self.bytes.set(self.bytes.get() + bytes);
-        self.count.set(self.count.get() + 1);
-        self.micros.set(self.micros.get() + u64::from(micros));
-        self.minute_micros_max.set(self.minute_micros_max.get().max(micros));
-        self.micros_max.set(self.micros_max.get().max(micros));
+        self.bytes.add(bytes);
+        self.count.add(1);
+        self.micros.add(u64::from(micros));
+        for max in [&self.minute_micros_max, &self.micros_max] {
+            if micros > max.load(Ordering::Relaxed) {
+                max.fetch_max(micros, Ordering::Relaxed);
+            }
+        }
     }
 }
 
@@ -57,16 +59,37 @@ impl DiskCounters {
             rops: read.count.get() as u32,
             wops: write.count.get() as u32,
             fsyncops: sync.count.get() as u32,
-            usecreadmax: read.micros_max.get(),
-            usecwritemax: write.micros_max.get(),
-            usecfsyncmax: sync.micros_max.get(),
+            usecreadmax: read.micros_max.load(Ordering::Relaxed),
+            usecwritemax: write.micros_max.load(Ordering::Relaxed),
+            usecfsyncmax: sync.micros_max.load(Ordering::Relaxed),
         }
     }
 
-    /// A minute has passed.
-    pub(crate) fn end_minute(&self) {
-        let now = self.totals();
-        let before = self.counted.replace(Some(now.clone())).unwrap_or_else(no_stats);
+    /// The longest operations since this was asked last; the rest is zeros.
+    pub(crate) fn take_minute_maxima(&self) -> DiskStats {
+        let take = |counter: &OperationCounter| counter.minute_micros_max.swap(0, Ordering::Relaxed);
+        DiskStats {
+            usecreadmax: take(&self.read),
+            usecwritemax: take(&self.write),
+            usecfsyncmax: take(&self.sync),
+            ..no_stats()
+        }
+    }
+}
+
+/// What a disk did, by the minute.
+#[derive(Default)]
+pub(crate) struct DiskHistory {
+    /// Totals at the end of the last minute.
+    counted: Option<DiskStats>,
+    /// Newest first.
+    minutes: VecDeque<DiskStats>,
+}
+
+impl DiskHistory {
+    /// A minute has passed, after which there are these totals. `maxima`: the longest operations in it.
+    pub(crate) fn end_minute(&mut self, now: DiskStats, maxima: &DiskStats) {
+        let before = self.counted.replace(now.clone()).unwrap_or_else(no_stats);
         let minute = DiskStats {
             rbytes: now.rbytes - before.rbytes,
             wbytes: now.wbytes - before.wbytes,
@@ -76,23 +99,22 @@ impl DiskCounters {
             rops: now.rops.wrapping_sub(before.rops),
             wops: now.wops.wrapping_sub(before.wops),
             fsyncops: now.fsyncops.wrapping_sub(before.fsyncops),
-            usecreadmax: self.read.minute_micros_max.take(),
-            usecwritemax: self.write.minute_micros_max.take(),
-            usecfsyncmax: self.sync.minute_micros_max.take(),
+            usecreadmax: maxima.usecreadmax,
+            usecwritemax: maxima.usecwritemax,
+            usecfsyncmax: maxima.usecfsyncmax,
         };
-        let mut minutes = self.minutes.borrow_mut();
-        minutes.push_front(minute);
-        minutes.truncate(MINUTES_MAX);
+        self.minutes.push_front(minute);
+        self.minutes.truncate(MINUTES_MAX);
     }
 
     /// The last minute, hour, day.
     pub(crate) fn recent(&self) -> [DiskStats; 3] {
-        let minutes = self.minutes.borrow();
-        [1, 60, MINUTES_MAX].map(|count| minutes.iter().take(count).fold(no_stats(), sum))
+        [1, 60, MINUTES_MAX].map(|count| self.minutes.iter().take(count).fold(no_stats(), sum))
     }
 }
 
-fn sum(a: DiskStats, b: &DiskStats) -> DiskStats {
+/// Both together; of what is a maximum, the greater one.
+pub(crate) fn sum(a: DiskStats, b: &DiskStats) -> DiskStats {
     DiskStats {
         rbytes: a.rbytes + b.rbytes,
         wbytes: a.wbytes + b.wbytes,
@@ -130,12 +152,12 @@ mod tests {
 
     #[test]
     fn a_disk_is_counted_by_the_minute_the_hour_and_the_day() {
-        let disk = DiskCounters::default();
+        let (disk, mut history) = (DiskCounters::default(), DiskHistory::default());
         for minute in 1..=61 {
             disk.read.add(minute, Duration::from_micros(1000 - minute));
-            disk.end_minute();
+            history.end_minute(disk.totals(), &disk.take_minute_maxima());
         }
-        let [minute, hour, day] = disk.recent();
+        let [minute, hour, day] = history.recent();
         assert_eq!((minute.rbytes, minute.rops, minute.usecreadmax), (61, 1, 939));
         assert_eq!((hour.rbytes, hour.rops, hour.usecreadmax), ((2..=61).sum(), 60, 998));
         assert_eq!((day.rbytes, day.rops, day.usecreadmax), ((1..=61).sum(), 61, 999));

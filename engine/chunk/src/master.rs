@@ -77,7 +77,7 @@ pub(crate) async fn life(server: Rc<Server>) -> LifeEnd {
             Err(why) => SessionEnd::Lost(why),
         };
         server.master_address.set((Ip4(0), 0));
-        server.store.reports.end_listing();
+        server.store.core.shared.reports.end_listing();
         match end {
             SessionEnd::Stopped => return LifeEnd::Stopped,
             SessionEnd::ForeignMaster { ours, masters } => return LifeEnd::ForeignMaster { ours, masters },
@@ -334,7 +334,7 @@ impl Session {
             self.say(CstomaLabels { labelmask: self.server.settings.get().labels }.encode()).await;
         }
         self.state.set(State::Listing { after: ChunkId(0) });
-        self.server.store.reports.begin_listing();
+        self.server.store.core.shared.reports.begin_listing();
         self.list_some().await;
     }
 
@@ -342,13 +342,13 @@ impl Session {
     async fn list_some(&self) {
         let State::Listing { after } = self.state.get() else { return };
         let store = &self.server.store;
-        let part = store.registry.borrow().some_after(after, self.server.settings.get().chunks_per_register_packet);
+        let part = store.core.some_of_all_after(after, self.server.settings.get().chunks_per_register_packet);
         let Some((last, _)) = part.last().copied() else {
             self.state.set(State::Registered);
             self.say(CstomaRegister::End.encode()).await;
             tracing::info!("registered with the master, version {}", self.master_version.get());
             store.report_torn();
-            store.reports.allow();
+            store.core.shared.reports.allow();
             return;
         };
         self.state.set(State::Listing { after: last });
@@ -385,7 +385,7 @@ impl Session {
 
     /// Damaged, lost, new: as soon as there is any. Spec 40, 6.
     async fn report(&self) {
-        let reports = &self.server.store.reports;
+        let reports = &self.server.core.shared.reports;
         loop {
             reports.wait().await;
             self.server.ring.sleep(REPORTS_GATHER).await; // a scan finds thousands: they go together
@@ -437,7 +437,7 @@ impl Session {
             let due = beat.is_multiple_of(LOAD_BEATS) || overloaded != was_overloaded;
             if self.state.get() == State::Registered && due && self.master_version.get().at_least(1, 6, 28) {
                 let knows_balance = self.master_version.get().at_least(3, 0, 62);
-                let status = match server.store.moving() {
+                let status = match server.core.shared.moving() {
                     _ if overloaded => OVERLOADED,
                     Moving::Fast => OVERLOADED,
                     Moving::Slowly if !knows_balance => OVERLOADED,
@@ -456,7 +456,8 @@ impl Session {
         let server = self.server.clone();
         let outgoing = self.outgoing.clone();
         self.server.ring.spawn(async move {
-            let answer = order.carry_out(&server).await;
+            let owner = server.core.owner(order.chunk());
+            let answer = server.core.ask(owner, |server| async move { order.carry_out(&server).await }).await;
             let _ = outgoing.send(answer).await; // a lost connection discards answers. Spec 40, 10
         });
     }
@@ -517,6 +518,23 @@ impl Order {
             AntocsGetChunkChecksumTab::TYPE => Order::ChecksumTab(decode(payload)?),
             _ => return Err("unknown type".to_owned()),
         })
+    }
+
+    /// The chunk that there is already, or that is to be made: its owner carries out the order.
+    fn chunk(&self) -> ChunkId {
+        match self {
+            Order::Create(order) => order.chunkid,
+            Order::Delete(order) => order.chunkid,
+            Order::SetVersion(order) => order.chunkid,
+            Order::Duplicate(order) => order.oldchunkid,
+            Order::Replicate(order) => order.chunkid,
+            Order::Chunkop(order) => order.chunkid,
+            Order::Truncate(order) => order.chunkid,
+            Order::Duptrunc(order) => order.oldchunkid,
+            Order::Blocks(question) => question.chunkid,
+            Order::Checksum(question) => question.chunkid,
+            Order::ChecksumTab(question) => question.chunkid,
+        }
     }
 
     /// Does it and gives the answer.

@@ -11,6 +11,7 @@ use wire::{
     Status, Version,
 };
 
+use crate::cores::lock;
 use crate::error::ChunkError;
 use crate::layout::BlockIndex;
 use crate::store::Store;
@@ -47,8 +48,12 @@ impl Store {
         if bytes_per_second <= 0.0 {
             return;
         }
-        let turn = self.next_replicated_block.get().max(self.ring.now());
-        self.next_replicated_block.set(turn + Duration::from_secs_f64(f64::from(BLOCK_BYTES) / bytes_per_second));
+        let turn = {
+            let mut next = lock(&self.core.shared.next_replicated_block);
+            let turn = (*next).max(self.ring.now());
+            *next = turn + Duration::from_secs_f64(f64::from(BLOCK_BYTES) / bytes_per_second);
+            turn
+        };
         self.ring.sleep_until(turn).await;
     }
 }

@@ -1,74 +1,99 @@
 //! What the master must be told: collected all the time, also while there is no connection. Spec 40, 6.
 
-use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::poll_fn;
+use std::sync::Mutex;
+use std::task::{Poll, Waker};
 
-use ring::local::Notify;
 use wire::types::ChunkReport;
 use wire::{ChunkId, CstomaChunkDamaged, CstomaChunkLost, CstomaChunkNew, CstomaErrorOccurred, Packet};
+
+use crate::cores::lock;
 
 /// Chunks in one LOST or NEW packet. Spec 40, 6.
 const CHUNKS_PER_REPORT: usize = 25_000;
 
+/// Noted by any core, said by the first.
 #[derive(Default)]
 pub(crate) struct Reports {
-    waiting: RefCell<Waiting>,
-    errors: Cell<u32>,
-    listing_begun: Cell<bool>,
-    allowed: Cell<bool>,
-    wake: Notify,
+    waiting: Mutex<Waiting>,
 }
 
 #[derive(Default)]
 struct Waiting {
-    damaged: BTreeSet<ChunkId>,
-    lost: BTreeSet<ChunkId>,
     /// Version with bit 31.
     new: BTreeMap<ChunkId, u32>,
     changed: BTreeMap<ChunkId, u32>,
+    damaged: BTreeSet<ChunkId>,
+    lost: BTreeSet<ChunkId>,
+    errors: u32,
+    listing_begun: bool,
+    allowed: bool,
+    /// Who waits for something to say, on whatever core.
+    waker: Option<Waker>,
+}
+
+impl Waiting {
+    fn is_empty(&self) -> bool {
+        self.errors == 0
+            && self.damaged.is_empty()
+            && self.lost.is_empty()
+            && self.new.is_empty()
+            && self.changed.is_empty()
+    }
 }
 
 impl Reports {
+    /// Makes a note, and wakes whoever is to say it.
+    fn note(&self, note: impl FnOnce(&mut Waiting)) {
+        let mut waiting = lock(&self.waiting);
+        note(&mut waiting);
+        let waker = waiting.waker.take();
+        drop(waiting);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
     pub(crate) fn damaged(&self, id: ChunkId) {
-        self.waiting.borrow_mut().damaged.insert(id);
-        self.wake.notify_one();
+        self.note(|waiting| {
+            waiting.damaged.insert(id);
+        });
     }
 
     pub(crate) fn lost(&self, id: ChunkId) {
-        let mut waiting = self.waiting.borrow_mut();
-        waiting.new.remove(&id);
-        waiting.changed.remove(&id);
-        waiting.lost.insert(id);
-        drop(waiting);
-        self.wake.notify_one();
+        self.note(|waiting| {
+            waiting.new.remove(&id);
+            waiting.changed.remove(&id);
+            waiting.lost.insert(id);
+        });
     }
 
-    /// A scan found a chunk.
+    /// A scan found a chunk, which is in the registry by now.
     pub(crate) fn found(&self, id: ChunkId, version: u32) {
-        if !self.listing_begun.get() {
-            return; // it will be in the list
-        }
-        self.waiting.borrow_mut().new.insert(id, version);
-        self.wake.notify_one();
+        self.note(|waiting| {
+            // Else it will be in the list.
+            if waiting.listing_begun {
+                waiting.new.insert(id, version);
+            }
+        });
     }
 
     /// Another file is the chunk's best copy, or the mark of its disk changed.
     pub(crate) fn changed(&self, id: ChunkId, version: u32) {
-        if !self.listing_begun.get() {
-            return;
-        }
-        let mut waiting = self.waiting.borrow_mut();
-        waiting.new.remove(&id);
-        waiting.lost.remove(&id);
-        waiting.changed.insert(id, version);
-        drop(waiting);
-        self.wake.notify_one();
+        self.note(|waiting| {
+            if waiting.listing_begun {
+                waiting.new.remove(&id);
+                waiting.lost.remove(&id);
+                waiting.changed.insert(id, version);
+            }
+        });
     }
 
     /// From here on a list of all chunks goes to the master: what was to be said of them before is in it.
     pub(crate) fn begin_listing(&self) {
-        self.listing_begun.set(true);
-        let mut waiting = self.waiting.borrow_mut();
+        let mut waiting = lock(&self.waiting);
+        waiting.listing_begun = true;
         waiting.lost.clear();
         waiting.new.clear();
         waiting.changed.clear();
@@ -76,55 +101,55 @@ impl Reports {
 
     /// The list was sent: reports may be.
     pub(crate) fn allow(&self) {
-        self.allowed.set(true);
-        self.wake.notify_one();
+        self.note(|waiting| waiting.allowed = true);
     }
 
     pub(crate) fn may_be_sent(&self) -> bool {
-        self.allowed.get()
+        lock(&self.waiting).allowed
     }
 
     /// The connection ended: the next one begins with a list.
     pub(crate) fn end_listing(&self) {
-        self.listing_begun.set(false);
-        self.allowed.set(false);
+        let mut waiting = lock(&self.waiting);
+        waiting.listing_begun = false;
+        waiting.allowed = false;
     }
 
     /// The chunk is gone by the master's own will.
     pub(crate) fn forget(&self, id: ChunkId) {
-        let mut waiting = self.waiting.borrow_mut();
+        let mut waiting = lock(&self.waiting);
         waiting.damaged.remove(&id);
         waiting.new.remove(&id);
         waiting.changed.remove(&id);
     }
 
     pub(crate) fn disk_error(&self) {
-        self.errors.set(self.errors.get() + 1);
-        self.wake.notify_one();
+        self.note(|waiting| waiting.errors += 1);
     }
 
-    /// Waits until there is something to report, and it may be.
+    /// Waits until there is something to report, and it may be. One at a time waits.
     pub(crate) async fn wait(&self) {
-        while self.is_empty() || !self.allowed.get() {
-            self.wake.notified().await;
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        let waiting = self.waiting.borrow();
-        self.errors.get() == 0
-            && waiting.damaged.is_empty()
-            && waiting.lost.is_empty()
-            && waiting.new.is_empty()
-            && waiting.changed.is_empty()
+        poll_fn(|context| {
+            let mut waiting = lock(&self.waiting);
+            if !waiting.is_empty() && waiting.allowed {
+                return Poll::Ready(());
+            }
+            waiting.waker = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
     }
 
     /// All that is to be said, as packets in the order of the specification; forgets it. `is_here`: do we have this
     /// chunk now? Then it is not lost, whatever was true when that was noted.
     pub(crate) fn take_packets(&self, out: &mut Vec<Vec<u8>>, is_here: impl Fn(ChunkId) -> bool) {
-        let mut waiting = self.waiting.take();
+        let mut waiting = {
+            let mut waiting = lock(&self.waiting);
+            let (listing_begun, allowed, waker) = (waiting.listing_begun, waiting.allowed, waiting.waker.take());
+            std::mem::replace(&mut *waiting, Waiting { listing_begun, allowed, waker, ..Waiting::default() })
+        };
         waiting.lost.retain(|id| !is_here(*id));
-        for _ in 0..self.errors.take() {
+        for _ in 0..waiting.errors {
             out.push(CstomaErrorOccurred {}.encode());
         }
         let damaged: Vec<ChunkId> = waiting.damaged.into_iter().collect();

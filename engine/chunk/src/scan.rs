@@ -1,6 +1,7 @@
 //! Which chunk files a volume has: from the list that a clean stop left, else by listing its folders. Spec 21, 7.
 
 use std::io;
+use std::sync::atomic::Ordering;
 
 use ring::{OpenHow, Ring};
 use wire::limits::{BLOCK_BYTES, BLOCKS_PER_CHUNK};
@@ -55,7 +56,7 @@ pub(crate) async fn scan(
         }
     }
     for subfolder in 0..=u8::MAX {
-        if volume.state.get() != VolumeState::Scanning {
+        if volume.state() != VolumeState::Scanning {
             return Ok(Blocks::Known); // given up, or taken out, meanwhile
         }
         let path = volume.folder.join(subfolder_name(subfolder));
@@ -77,10 +78,10 @@ pub(crate) async fn scan(
                 None => tracing::warn!("{} cannot be a chunk, left alone", path.join(&entry.name).display()),
             }
         }
-        volume.scanned_subfolders.set(u32::from(subfolder) + 1);
+        volume.scanned_subfolders.store(u32::from(subfolder) + 1, Ordering::Relaxed);
         ring.yield_now().await;
     }
-    volume.scanned_subfolders.set(SUBFOLDERS as u32);
+    volume.scanned_subfolders.store(SUBFOLDERS as u32, Ordering::Relaxed);
     Ok(Blocks::Known)
 }
 
@@ -102,10 +103,10 @@ async fn take_records(
             let blocks = if volume.has_limit() { blocks.unwrap_or(0) } else { 0 };
             found(Found { id, version, subfolder, blocks });
         }
-        volume.scanned_subfolders.set((at * RECORDS_AT_ONCE * SUBFOLDERS / total) as u32);
+        volume.scanned_subfolders.store((at * RECORDS_AT_ONCE * SUBFOLDERS / total) as u32, Ordering::Relaxed);
         ring.yield_now().await;
     }
-    volume.scanned_subfolders.set(SUBFOLDERS as u32);
+    volume.scanned_subfolders.store(SUBFOLDERS as u32, Ordering::Relaxed);
     if volume.has_limit() { sizes } else { Blocks::Known }
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
@@ -14,6 +15,7 @@ use wire::types::Name;
 use wire::{Ip4, MetaId};
 
 use crate::charts::Charts;
+use crate::cores::{self, Core};
 use crate::master::{self, LifeEnd};
 use crate::serve::peers::Peers;
 use crate::serve::{AheadJob, ReadJob, WriteJob, accept_loop};
@@ -40,6 +42,10 @@ pub enum ServerError {
     Folders(String),
     /// The data port cannot be listened on.
     Listen(SocketAddr, std::io::Error),
+    /// No ring can be had for another core.
+    Cores(std::io::Error),
+    /// A core ended by itself: a defect, of which its thread has told.
+    CoreEnded(String),
     /// The master belongs to another file system than our disks. Nothing on them was changed.
     ForeignMaster { ours: MetaId, masters: MetaId },
 }
@@ -49,6 +55,8 @@ impl std::fmt::Display for ServerError {
         match self {
             ServerError::Folders(why) => write!(f, "{why}"),
             ServerError::Listen(at, error) => write!(f, "cannot listen on {at}: {error}"),
+            ServerError::Cores(error) => write!(f, "cannot start another core (CORES = 1 does without): {error}"),
+            ServerError::CoreEnded(why) => write!(f, "{why}"),
             ServerError::ForeignMaster { ours, masters } => write!(
                 f,
                 "the master's file system has metaid {masters}, our disks belong to {ours}: wrong master, or wrong \
@@ -83,55 +91,39 @@ pub async fn run_with_reloads(
 ) -> Result<(), ServerError> {
     let at = SocketAddr::from((settings.listen_ip, settings.listen_port));
     let identity = read_identity(&ring, &settings).await;
-    let settings = Rc::new(LiveSettings::new(settings));
-    let store = Rc::new(Store::new(&ring, settings.clone()));
+    let (server, others, serve_others) = cores::start(&ring, settings).await.map_err(ServerError::Cores)?;
+    // Beside this task: what follows asks other cores, and they ask this one.
+    let (sender, others_end) = local::oneshot();
+    let _serves_others = EndsWith(ring.spawn(async move { drop(sender.send(serve_others.await)) }));
     let known = (identity.metaid.0 != 0).then_some(identity.metaid);
-    let metaid = store.start(known).await.map_err(|why| ServerError::Folders(why.0))?;
+    let metaid = server.store.start(known).await.map_err(|why| ServerError::Folders(why.0))?;
+    server.identity.set(Identity { metaid: metaid.unwrap_or(MetaId(0)), ..identity });
     let listener = ring.listen(at).map_err(|error| ServerError::Listen(at, error))?;
-    let server = Rc::new(Server {
-        peers: Rc::new(Peers::new(&ring)),
-        identity: Cell::new(Identity { metaid: metaid.unwrap_or(MetaId(0)), ..identity }),
-        master_address: Cell::new((Ip4(0), 0)),
-        jobs: Rc::default(),
-        writes_under_way: Cell::new(0),
-        buffers_per_class: ring.free_buffers().saturating_sub(store.cache_blocks) / (2 * CHAIN_CLASSES),
-        read_crew: Crew::new(&ring, ReadJob::run),
-        ahead_crew: Crew::new(&ring, AheadJob::run),
-        write_crew: Crew::new(&ring, WriteJob::run),
-        connections: RefCell::default(),
-        stopping: Cell::new(false),
-        stop: Notify::new(),
-        reloaded: Notify::new(),
-        reloads: Cell::new(0),
-        accepting: RefCell::default(),
-        charts: RefCell::new(Charts::new(ring.wall_micros() / 60_000_000)),
-        ring: ring.clone(),
-        settings,
-        store,
-    });
     tracing::info!(
-        "chunkserver ready: {} disks, port {at}, driver {}",
+        "chunkserver ready: {} disks, {} cores, port {at}, driver {}",
         server.store.volumes.borrow().len(),
+        server.core.count(),
         ring.driver_name()
     );
 
-    let background = [
-        ring.spawn(server.peers.clone().beat()),
-        ring.spawn(server.store.clone().background()),
-        ring.spawn(server.store.clone().balance()),
-        ring.spawn(server.clone().take_reloads(reloads)),
-        ring.spawn(server.clone().keep_charts()),
-    ];
+    let mut background = server.begin_background();
+    background.push(ring.spawn(server.clone().take_reloads(reloads)));
+    background.push(ring.spawn(server.clone().keep_charts()));
     *server.accepting.borrow_mut() = Some(ring.spawn(accept_loop(server.clone(), listener)));
     ready();
 
     let mut life = Box::pin(master::life(server.clone()));
-    let result = match select(Box::pin(stop), life.as_mut()).await {
-        Either::Left(_) => {
+    let stop = select(Box::pin(stop), Box::pin(others_end.recv()));
+    let result = match select(stop, life.as_mut()).await {
+        Either::Left((Either::Left(_), _)) => {
             server.stopping.set(true);
             server.stop.notify_all();
             let _ = ring.timeout(FAREWELL_WAIT, life).await; // a master that does not listen learns it by the silence
             Ok(())
+        }
+        // As if this process had been killed: what is left undone is put right at the next start.
+        Either::Left((Either::Right((why, _)), _)) => {
+            return Err(ServerError::CoreEnded(why.unwrap_or_default()));
         }
         Either::Right((LifeEnd::Stopped, _)) => Ok(()),
         Either::Right((LifeEnd::ForeignMaster { ours, masters }, _)) => {
@@ -141,19 +133,26 @@ pub async fn run_with_reloads(
     background.iter().chain(&server.accepting.take()).for_each(JoinHandle::abort);
     server.end_requests().await;
     server.save_charts().await;
+    drop(others);
     result
 }
 
-/// What the parts of a server share.
+/// A task that ends when this is dropped.
+struct EndsWith(JoinHandle<()>);
+
+impl Drop for EndsWith {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// What the parts of a server share on one core.
 pub(crate) struct Server {
     pub(crate) ring: Ring,
     pub(crate) settings: Rc<LiveSettings>,
+    pub(crate) core: Rc<Core>,
     pub(crate) store: Rc<Store>,
     pub(crate) peers: Rc<Peers>,
-    pub(crate) identity: Cell<Identity>,
-    /// Where we are registered; zeros when we are not.
-    pub(crate) master_address: Cell<(Ip4, u16)>,
-    jobs: Rc<Cell<u32>>,
     pub(crate) writes_under_way: Cell<usize>,
     /// Pool buffers that each class of sessions leaves to the classes below it.
     pub(crate) buffers_per_class: usize,
@@ -163,6 +162,12 @@ pub(crate) struct Server {
     pub(crate) write_crew: Crew<WriteJob>,
     pub(crate) connections: RefCell<Connections>,
     pub(crate) stopping: Cell<bool>,
+    /// This core is to end. Not the first, which ends with the server.
+    pub(crate) ended: Cell<bool>,
+    // What follows is the first core's.
+    pub(crate) identity: Cell<Identity>,
+    /// Where we are registered; zeros when we are not.
+    pub(crate) master_address: Cell<(Ip4, u16)>,
     pub(crate) stop: Notify,
     /// Wakes who must look whether a reload concerns it; their number tells.
     pub(crate) reloaded: Notify,
@@ -185,29 +190,70 @@ pub(crate) struct Identity {
     pub(crate) metaid: MetaId,
 }
 
-/// A request or operation under way. Spec 20, 9.
+/// A request or operation under way, on whatever core. Spec 20, 9.
 pub(crate) struct Job {
-    jobs: Rc<Cell<u32>>,
+    core: Rc<Core>,
 }
 
 impl Drop for Job {
     fn drop(&mut self) {
-        self.jobs.set(self.jobs.get() - 1);
+        self.core.shared.jobs.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Server {
+    /// The server of one core, ready to be asked.
+    pub(crate) async fn start(ring: &Ring, settings: Settings, core: Core) -> Rc<Server> {
+        let settings = Rc::new(LiveSettings::new(settings));
+        let core = Rc::new(core);
+        let store = Rc::new(Store::new(ring, settings.clone(), core.clone()));
+        let buffers = ring.free_buffers();
+        store.prepare().await;
+        let server = Rc::new(Server {
+            peers: Rc::new(Peers::new(ring)),
+            writes_under_way: Cell::new(0),
+            buffers_per_class: buffers.saturating_sub(store.cache_blocks + store.kept_aside()) / (2 * CHAIN_CLASSES),
+            read_crew: Crew::new(ring, ReadJob::run),
+            ahead_crew: Crew::new(ring, AheadJob::run),
+            write_crew: Crew::new(ring, WriteJob::run),
+            connections: RefCell::default(),
+            stopping: Cell::new(false),
+            ended: Cell::new(false),
+            identity: Cell::default(),
+            master_address: Cell::new((Ip4(0), 0)),
+            stop: Notify::new(),
+            reloaded: Notify::new(),
+            reloads: Cell::new(0),
+            accepting: RefCell::default(),
+            charts: RefCell::new(Charts::new(ring.wall_micros() / 60_000_000)),
+            ring: ring.clone(),
+            settings,
+            core,
+            store,
+        });
+        server.core.serves(&server);
+        server
+    }
+
+    /// What each core does beside everything else.
+    pub(crate) fn begin_background(&self) -> Vec<JoinHandle<()>> {
+        vec![
+            self.ring.spawn(self.peers.clone().beat()),
+            self.ring.spawn(self.store.clone().background()),
+            self.ring.spawn(self.store.clone().balance()),
+        ]
+    }
+
     /// None if too many are under way.
     pub(crate) fn begin_job(&self) -> Option<Job> {
-        if self.jobs.get() >= self.settings.get().jobs_max {
-            return None;
-        }
-        self.jobs.set(self.jobs.get() + 1);
-        Some(Job { jobs: self.jobs.clone() })
+        let jobs = &self.core.shared.jobs;
+        let job = Job { core: self.core.clone() };
+        let before = jobs.fetch_add(1, Ordering::Relaxed);
+        (before < self.settings.get().jobs_max).then_some(job) // dropped, it is counted off again
     }
 
     pub(crate) fn jobs(&self) -> u32 {
-        self.jobs.get()
+        self.core.shared.jobs.load(Ordering::Relaxed)
     }
 
     /// The value of an option, as a peer sees it: empty if it is not set; passwords are not shown.
@@ -268,10 +314,12 @@ impl Server {
                 }
             }
         }
+        let for_others = new.clone();
         let (old, kept) = self.settings.replace(new);
         for name in kept {
             tracing::warn!("{name} was changed; that takes a restart");
         }
+        self.core.tell_others(move |server| drop(server.settings.replace(for_others)));
         let metaid = self.identity.get().metaid;
         self.store.change_folders((metaid.0 != 0).then_some(metaid)).await;
         if old.leave_space_bytes != self.settings.get().leave_space_bytes {
@@ -289,18 +337,31 @@ impl Server {
         }
     }
 
-    /// Ends all connections, waits for what they left under way, and brings the disks to rest.
+    /// Ends all connections, waits for what they left under way, and brings the disks to rest. By the first core.
     async fn end_requests(&self) {
-        self.connections.borrow().tasks.values().for_each(JoinHandle::abort);
+        let end = self.core.ask_all(|server| async move { server.end_connections().await });
         let until = self.ring.now() + STOP_WAIT;
-        while (self.jobs.get() > 0 || self.writes_under_way.get() > 0) && self.ring.now() < until {
+        let mut at_rest = end.await.into_iter().all(|at_rest| at_rest);
+        while self.jobs() > 0 && self.ring.now() < until {
             self.ring.sleep(Duration::from_millis(5)).await;
         }
-        if self.jobs.get() == 0 && self.writes_under_way.get() == 0 {
+        at_rest &= self.jobs() == 0;
+        if at_rest {
             self.store.finish().await;
         } else {
             tracing::warn!("stopped with operations under way; the next start looks at the chunks that they touch");
         }
+    }
+
+    /// Ends this core's connections. True when nothing of their writes is under way any more; false if that took too long.
+    async fn end_connections(&self) -> bool {
+        self.stopping.set(true); // no connection comes from another core any more
+        self.connections.borrow().tasks.values().for_each(JoinHandle::abort);
+        let until = self.ring.now() + STOP_WAIT;
+        while self.writes_under_way.get() > 0 && self.ring.now() < until {
+            self.ring.sleep(Duration::from_millis(5)).await;
+        }
+        self.writes_under_way.get() == 0
     }
 }
 

@@ -68,9 +68,11 @@ pub struct Settings {
     pub rebalance_moves: u32,
     /// MB/s of all copies from other chunkservers together; 0 = no limit.
     pub replication_speed: f64,
+    /// Threads that serve, each with its share of the chunks; 0 = as many as this process may run on, at most 8.
+    pub cores: usize,
     pub io_mode: IoMode,
     pub durability: Durability,
-    /// MiB of verified blocks that are kept in memory; 0 = none. They lie in the ring's buffers, of which the cache
+    /// MiB of verified blocks that are kept in memory, by all cores together; 0 = none. They lie in the ring's buffers, of which the cache
     /// leaves `IO_BUFFERS_MIN` to everything else: see `Settings::buffers`.
     pub block_cache_mib: u32,
     /// Modes of new files and folders, the umask applied.
@@ -87,15 +89,29 @@ const IO_BUFFERS: usize = 512;
 /// Fewer buffers than this are not shared with a cache.
 const IO_BUFFERS_MIN: usize = 256;
 
+/// As `IO_BUFFERS` and `IO_BUFFERS_MIN`, of one core of several: a part of them, but never less than this.
+const IO_BUFFERS_OF_A_CORE: usize = 192;
+const IO_BUFFERS_OF_A_CORE_MIN: usize = 128;
+
 impl Settings {
-    /// Buffers that the ring of this chunkserver is to have.
+    /// Buffers that the ring of this chunkserver, of its first core, is to have.
     pub fn buffers(&self) -> usize {
-        IO_BUFFERS + self.block_cache_mib as usize * crate::cache::BLOCKS_PER_MIB
+        self.buffers_of(crate::cores::count(self))
     }
 
-    /// Blocks that the cache may hold, on a ring with so many buffers.
-    pub(crate) fn cache_blocks(&self, buffers: usize) -> usize {
-        (self.block_cache_mib as usize * crate::cache::BLOCKS_PER_MIB).min(buffers.saturating_sub(IO_BUFFERS_MIN))
+    /// Buffers of each of so many cores.
+    pub(crate) fn buffers_of(&self, cores: usize) -> usize {
+        (IO_BUFFERS / cores).max(IO_BUFFERS_OF_A_CORE) + self.cache_share(cores)
+    }
+
+    /// Blocks that the cache of each of so many cores may hold, on rings with so many buffers.
+    pub(crate) fn cache_blocks(&self, buffers: usize, cores: usize) -> usize {
+        let others = (IO_BUFFERS_MIN / cores).max(IO_BUFFERS_OF_A_CORE_MIN);
+        self.cache_share(cores).min(buffers.saturating_sub(others))
+    }
+
+    fn cache_share(&self, cores: usize) -> usize {
+        self.block_cache_mib as usize * crate::cache::BLOCKS_PER_MIB / cores
     }
 
     pub(crate) fn is_synced(&self) -> bool {
@@ -145,6 +161,7 @@ impl Settings {
             rebalance_percent: 20,
             rebalance_moves: 0,
             replication_speed: 0.0,
+            cores: 1,
             io_mode: IoMode::Direct,
             durability: Durability::Written,
             block_cache_mib: 64,
@@ -184,6 +201,7 @@ impl LiveSettings {
         keep(&mut new.data_path, &old.data_path, "DATA_PATH", &mut kept);
         keep(&mut new.io_mode, &old.io_mode, "HDD_IO_MODE", &mut kept);
         keep(&mut new.durability, &old.durability, "DURABILITY", &mut kept);
+        keep(&mut new.cores, &old.cores, "CORES", &mut kept);
         keep(&mut new.file_mode, &old.file_mode, "FILE_UMASK", &mut kept);
         new.folder_mode = old.folder_mode;
         *self.now.borrow_mut() = Rc::new(new);

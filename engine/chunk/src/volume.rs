@@ -1,20 +1,26 @@
 //! One data folder ("disk"): its lock, its identity, its sub-folders, its space, its errors.
 //!
-//! A volume knows no chunk; which file holds which chunk is the registry's business. Spec 21, 1, 4 and 8.
+//! A volume knows no chunk; which file holds which chunk is the registry's business. What all cores must know of it is
+//! in `SharedVolume`; each core has a `Volume` of its own beside that. Spec 21, 1, 4 and 8.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use ring::local::Semaphore;
 use ring::{File, Instant, JoinHandle, OpenHow, Ring};
+use wire::data::DiskStats;
 use wire::limits::BLOCK_BYTES;
 use wire::{ChunkId, MetaId, Version};
 
 use crate::chunkdb::{FoundIndex, find_index};
-use crate::disk_stats::DiskCounters;
+use crate::cores::lock;
+use crate::disk_stats::{DiskCounters, DiskHistory, no_stats, sum as sum_of_stats};
 use crate::folders::{FolderLine, SpaceLimit};
 use crate::health::Health;
 use crate::intents::IntentLog;
@@ -26,6 +32,7 @@ use crate::store::scratch::{SCRATCH_OF_A_DISK, TABLES_OF_A_DISK, TRUNCATIONS_OF_
 const ERRORS_KEPT: usize = 30;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub(crate) enum VolumeState {
     Scanning,
     Ready,
@@ -37,49 +44,78 @@ pub(crate) enum VolumeState {
     Gone,
 }
 
-pub(crate) struct Volume {
+impl VolumeState {
+    const ALL: [VolumeState; 5] =
+        [VolumeState::Scanning, VolumeState::Ready, VolumeState::Damaged, VolumeState::Leaving, VolumeState::Gone];
+}
+
+/// What all cores know of a volume. Counts are sums over the cores.
+pub(crate) struct SharedVolume {
     /// A reload changes its marks and its limit, never its path.
-    line: RefCell<FolderLine>,
+    line: Mutex<FolderLine>,
     pub(crate) folder: PathBuf,
-    pub(crate) state: Cell<VolumeState>,
+    /// Device and inode of the folder, so that it is not used twice.
+    pub(crate) identity: (u64, u64),
+    pub(crate) is_read_only: bool,
+    state: AtomicU8,
     /// Falls to `Buffered` when the file system refuses direct IO.
-    pub(crate) mode: Cell<IoMode>,
+    is_as_configured: AtomicBool,
+    configured_mode: IoMode,
+    space: Mutex<VolumeSpace>,
+    chunks: AtomicU32,
+    blocks: AtomicU64,
+    pub(crate) scanned_subfolders: AtomicU32,
+    /// A crash left something to put right: nobody may use its chunks until that is done.
+    pub(crate) recovering: AtomicBool,
+    /// Size of the file system when it was first looked at.
+    first_total_bytes: AtomicU64,
+    /// What each core did.
+    pub(crate) stats: Vec<Arc<DiskCounters>>,
+    pub(crate) history: Mutex<DiskHistory>,
+    errors: Mutex<VecDeque<DiskError>>,
+    subfolders: Mutex<Subfolders>,
+}
+
+/// Files per sub-folder, and the one that takes the next.
+struct Subfolders {
+    files: [u32; SUBFOLDERS],
+    current: u8,
+}
+
+/// A volume as one core has it: its part of the intent log, its work under way.
+pub(crate) struct Volume {
+    pub(crate) shared: Arc<SharedVolume>,
     /// None on read-only volumes.
     pub(crate) intents: Option<Rc<IntentLog>>,
-    pub(crate) space: Cell<VolumeSpace>,
-    pub(crate) chunks: Cell<u32>,
-    pub(crate) blocks: Cell<u64>,
-    pub(crate) scanned_subfolders: Cell<u32>,
-    /// A crash left something to put right: nobody may use its chunks until that is done.
-    pub(crate) recovering: Cell<bool>,
-    /// The list of chunks that the last clean stop left, until the scan takes it.
-    pub(crate) index: RefCell<Option<FoundIndex>>,
-    /// Size of the file system when it was first looked at.
-    first_total_bytes: Cell<u64>,
     /// A look at its space is under way: on a disk that hangs there must not be more and more of them.
     pub(crate) looking_at_space: Cell<bool>,
     /// A checkpoint is under way.
     pub(crate) syncing: Cell<bool>,
-    pub(crate) stats: DiskCounters,
+    pub(crate) stats: Arc<DiskCounters>,
     pub(crate) health: Rc<Health>,
     /// What work on this disk may hold of the buffers that are kept aside.
     pub(crate) scratch_share: Semaphore,
     /// As `scratch_share`, of what is kept for tables and headers.
     pub(crate) table_share: Semaphore,
     pub(crate) truncations: Semaphore,
-    errors: RefCell<VecDeque<DiskError>>,
-    subfolder_files: RefCell<[u32; SUBFOLDERS]>,
-    current_subfolder: Cell<u8>,
     /// Weighted round robin of new chunks: what this disk is owed. See `store::choose_volume`.
     pub(crate) credit: Cell<f64>,
-    /// Device and inode of the folder, so that it is not used twice.
-    pub(crate) identity: (u64, u64),
     /// The log's tasks and the test; they end with the volume.
     pub(crate) tasks: RefCell<Vec<JoinHandle<()>>>,
-    /// A scan is under way.
+    /// A scan is under way. On the first core, as all that follows.
     pub(crate) scanning: Cell<bool>,
+    /// The list of chunks that the last clean stop left, until the scan takes it.
+    pub(crate) index: RefCell<Option<FoundIndex>>,
     /// Keeps the folder ours.
     lock: RefCell<Option<File>>,
+}
+
+impl Deref for Volume {
+    type Target = SharedVolume;
+
+    fn deref(&self) -> &SharedVolume {
+        &self.shared
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -131,72 +167,105 @@ impl From<io::Error> for FolderError {
     }
 }
 
-impl Volume {
+impl SharedVolume {
+    pub(crate) fn state(&self) -> VolumeState {
+        VolumeState::ALL[usize::from(self.state.load(Ordering::Acquire))]
+    }
+
+    pub(crate) fn set_state(&self, state: VolumeState) {
+        self.state.store(state as u8, Ordering::Release);
+    }
+
+    /// All chunks are listed. False if it was given up, or taken out, meanwhile.
+    pub(crate) fn scan_has_ended(&self) -> bool {
+        let (from, to) = (VolumeState::Scanning as u8, VolumeState::Ready as u8);
+        self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
     pub(crate) fn is_usable(&self) -> bool {
-        matches!(self.state.get(), VolumeState::Scanning | VolumeState::Ready)
+        matches!(self.state(), VolumeState::Scanning | VolumeState::Ready)
     }
 
     /// Is it in the configuration?
     pub(crate) fn is_ours(&self) -> bool {
-        !matches!(self.state.get(), VolumeState::Leaving | VolumeState::Gone)
+        !matches!(self.state(), VolumeState::Leaving | VolumeState::Gone)
+    }
+
+    pub(crate) fn is_recovering(&self) -> bool {
+        self.recovering.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn mode(&self) -> IoMode {
+        if self.is_as_configured.load(Ordering::Relaxed) { self.configured_mode } else { IoMode::Buffered }
+    }
+
+    /// The file system refuses direct IO.
+    pub(crate) fn fall_to_buffered(&self) {
+        self.is_as_configured.store(false, Ordering::Relaxed);
     }
 
     pub(crate) fn line(&self) -> FolderLine {
-        self.line.borrow().clone()
+        lock(&self.line).clone()
     }
 
     pub(crate) fn set_line(&self, line: FolderLine) {
-        *self.line.borrow_mut() = line;
+        *lock(&self.line) = line;
     }
 
     pub(crate) fn path_is(&self, path: &str) -> bool {
-        self.line.borrow().path == path
+        lock(&self.line).path == path
     }
 
     /// `*`: its chunks are to be made again elsewhere.
     pub(crate) fn is_marked(&self) -> bool {
-        self.line.borrow().marked_for_removal
+        lock(&self.line).marked_for_removal
     }
 
     /// Must we know how much its chunks take?
     pub(crate) fn has_limit(&self) -> bool {
-        matches!(self.line.borrow().limit, SpaceLimit::AtMost(_))
+        matches!(lock(&self.line).limit, SpaceLimit::AtMost(_))
     }
 
-    /// Lets another process have the folder.
-    pub(crate) fn release(&self) {
-        self.state.set(VolumeState::Gone);
-        self.tasks.borrow_mut().drain(..).for_each(|task| task.abort());
-        self.index.take();
-        self.lock.take();
+    pub(crate) fn space(&self) -> VolumeSpace {
+        *lock(&self.space)
     }
 
-    /// May new chunks be put here?
-    pub(crate) fn takes_chunks(&self) -> bool {
-        let line = self.line.borrow();
-        self.state.get() == VolumeState::Ready
-            && self.intents.is_some()
-            && !self.health.hangs()
-            && !line.marked_for_removal
-            && !line.drain
-            && self.space.get().available_bytes > 0
+    pub(crate) fn chunks(&self) -> u32 {
+        self.chunks.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn blocks(&self) -> u64 {
+        self.blocks.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_blocks(&self, blocks: u64) {
+        self.blocks.store(blocks, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add_blocks(&self, more: u64) {
+        self.blocks.fetch_add(more, Ordering::Relaxed);
+    }
+
+    pub(crate) fn remove_blocks(&self, fewer: u64) {
+        let subtract = |blocks: u64| Some(blocks.saturating_sub(fewer));
+        let _ = self.blocks.fetch_update(Ordering::Relaxed, Ordering::Relaxed, subtract); // never refused
     }
 
     /// The folder of the next new file.
     pub(crate) fn pick_subfolder(&self, files_per_turn: u32) -> u8 {
-        let files = self.subfolder_files.borrow();
+        let Subfolders { files, current } = &mut *lock(&self.subfolders);
         let emptiest = (0..SUBFOLDERS).min_by_key(|at| files[*at]).expect("there are 256");
-        let current = self.current_subfolder.get();
-        if files[usize::from(current)] >= files[emptiest].saturating_add(files_per_turn) {
-            self.current_subfolder.set(emptiest as u8);
+        if files[usize::from(*current)] >= files[emptiest].saturating_add(files_per_turn) {
+            *current = emptiest as u8;
         }
-        self.current_subfolder.get()
+        *current
     }
 
     pub(crate) fn count_file(&self, subfolder: u8, change: i32) {
-        let files = &mut self.subfolder_files.borrow_mut()[usize::from(subfolder)];
+        let mut subfolders = lock(&self.subfolders);
+        let files = &mut subfolders.files[usize::from(subfolder)];
         *files = files.saturating_add_signed(change);
-        self.chunks.set(self.chunks.get().saturating_add_signed(change));
+        self.chunks.store(self.chunks().saturating_add_signed(change), Ordering::Relaxed); // under the lock
     }
 
     pub(crate) fn chunk_path(&self, subfolder: u8, id: ChunkId, version: Version) -> PathBuf {
@@ -211,7 +280,7 @@ impl Volume {
     pub(crate) fn note_error(&self, chunk: ChunkId, hard: bool, ring: &Ring, settings: &Settings) -> bool {
         let now = ring.now();
         let wall_sec = (ring.wall_micros() / 1_000_000) as u32;
-        let mut errors = self.errors.borrow_mut();
+        let mut errors = lock(&self.errors);
         errors.push_back(DiskError { chunk, at: now, wall_sec, hard });
         if errors.len() > ERRORS_KEPT {
             errors.pop_front();
@@ -223,17 +292,29 @@ impl Volume {
     }
 
     pub(crate) fn last_error(&self) -> Option<DiskError> {
-        self.errors.borrow().back().copied()
+        lock(&self.errors).back().copied()
+    }
+
+    /// What all cores did since the start.
+    pub(crate) fn stats_totals(&self) -> DiskStats {
+        self.stats.iter().fold(no_stats(), |sum, of_core| sum_of_stats(sum, &of_core.totals()))
+    }
+
+    /// A minute has passed.
+    pub(crate) fn end_minute(&self) {
+        let maxima =
+            self.stats.iter().fold(no_stats(), |sum, of_core| sum_of_stats(sum, &of_core.take_minute_maxima()));
+        lock(&self.history).end_minute(self.stats_totals(), &maxima);
     }
 
     /// Asks the file system for its space. Errors: the disk's; one of our own if this is another file system than
     /// before (its size changed by more than a tenth, and the line has no `~`): what was mounted here is not any more.
     pub(crate) async fn refresh_space(&self, ring: &Ring, settings: &Settings) -> io::Result<()> {
         let space = ring.space(&self.folder).await?;
-        let line = self.line.borrow().clone();
-        let first = self.first_total_bytes.get();
+        let line = self.line();
+        let first = self.first_total_bytes.load(Ordering::Relaxed);
         if first == 0 || line.any_size {
-            self.first_total_bytes.set(space.total_bytes);
+            self.first_total_bytes.store(space.total_bytes, Ordering::Relaxed);
         } else if space.total_bytes.abs_diff(first) > first / 10 {
             return Err(io::Error::other(format!(
                 "the size of the file system changed from {first} to {} bytes (mark the line with ~ to allow that)",
@@ -242,14 +323,61 @@ impl Volume {
         }
         let volume_bytes =
             space.total_bytes - space.free_bytes.saturating_sub(space.available_bytes).min(space.total_bytes);
-        let chunks = u64::from(self.chunks.get());
-        let own_bytes = self.blocks.get() * u64::from(BLOCK_BYTES) + chunks * 8192;
+        let chunks = u64::from(self.chunks());
+        let own_bytes = self.blocks() * u64::from(BLOCK_BYTES) + chunks * 8192;
         let usable =
             usable_space(line.limit, volume_bytes, space.available_bytes, own_bytes, settings.leave_space_bytes);
         let files = FreeFiles { total: space.files_total, free: space.files_free };
         let file_bytes = volume_bytes.saturating_sub(space.available_bytes) / chunks.max(1);
-        self.space.set(within_files(usable, files, if chunks > 0 { file_bytes } else { 0 }));
+        *lock(&self.space) = within_files(usable, files, if chunks > 0 { file_bytes } else { 0 });
         Ok(())
+    }
+}
+
+impl Volume {
+    /// A core's part of a volume. `intents`: its part of the log; none if the volume is read-only.
+    pub(crate) fn new(shared: Arc<SharedVolume>, core: usize, intents: Option<Rc<IntentLog>>) -> Volume {
+        Volume {
+            stats: shared.stats[core].clone(),
+            shared,
+            intents,
+            looking_at_space: Cell::new(false),
+            syncing: Cell::new(false),
+            health: Rc::default(),
+            scratch_share: Semaphore::new(SCRATCH_OF_A_DISK),
+            table_share: Semaphore::new(TABLES_OF_A_DISK),
+            truncations: Semaphore::new(TRUNCATIONS_OF_A_DISK),
+            credit: Cell::new(0.0),
+            tasks: RefCell::default(),
+            scanning: Cell::new(false),
+            index: RefCell::default(),
+            lock: RefCell::default(),
+        }
+    }
+
+    /// The first core's part: what only it has.
+    pub(crate) fn keep(&self, lock: File, index: Option<FoundIndex>) {
+        self.lock.replace(Some(lock));
+        self.index.replace(index);
+    }
+
+    /// Lets another process have the folder, when the first core does it last.
+    pub(crate) fn release(&self) {
+        self.set_state(VolumeState::Gone);
+        self.tasks.borrow_mut().drain(..).for_each(|task| task.abort());
+        self.index.take();
+        self.lock.take();
+    }
+
+    /// May new chunks be put here?
+    pub(crate) fn takes_chunks(&self) -> bool {
+        let line = self.line();
+        self.state() == VolumeState::Ready
+            && self.intents.is_some()
+            && !self.health.hangs()
+            && !line.marked_for_removal
+            && !line.drain
+            && self.space().available_bytes > 0
     }
 }
 
@@ -293,15 +421,25 @@ fn usable_space(
     }
 }
 
-/// Takes a folder: lock, identity, log, and the list of chunks if it has one. `metaid`: the file system we belong to,
-/// if it is known. `taken`: device and inode of the folders that are in use.
+/// A folder that was taken.
+pub(crate) struct Opened {
+    pub(crate) shared: Arc<SharedVolume>,
+    pub(crate) lock: File,
+    /// The list of its chunks, if it has one that can be believed.
+    pub(crate) index: Option<FoundIndex>,
+    pub(crate) metaid: Option<MetaId>,
+}
+
+/// Takes a folder for so many cores: lock, identity, and the list of chunks if it has one. `metaid`: the file system we
+/// belong to, if it is known. `taken`: device and inode of the folders that are in use.
 pub(crate) async fn open_volume(
     ring: &Ring,
     settings: &Settings,
     line: &FolderLine,
     metaid: Option<MetaId>,
     taken: &[(u64, u64)],
-) -> Result<(Volume, crate::store::Repairs, Option<MetaId>), FolderError> {
+    cores: usize,
+) -> Result<Opened, FolderError> {
     let folder = line.folder();
     let of_folder = ring.stat(&folder).await?;
     let identity = (of_folder.device, of_folder.inode);
@@ -312,13 +450,13 @@ pub(crate) async fn open_volume(
         tracing::warn!("{}: on the same device as another folder", line.path);
     }
     let lock_how = OpenHow { read: true, write: true, create: true, truncate: true, mode: 0o640, ..OpenHow::default() };
-    let (lock, read_only) = match ring.open(&folder.join(".lock"), lock_how).await {
+    let (lock, is_read_only) = match ring.open(&folder.join(".lock"), lock_how).await {
         Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem && line.marked_for_removal => {
             (ring.open(&folder.join(".lock"), OpenHow::read()).await?, true)
         }
         other => (other?, false),
     };
-    if !read_only && !lock.try_lock()? {
+    if !is_read_only && !lock.try_lock()? {
         return Err(FolderError::Locked);
     }
     let found = read_metaid(ring, &folder).await?;
@@ -328,45 +466,27 @@ pub(crate) async fn open_volume(
         return Err(FolderError::Foreign { expected, found });
     }
     // Before the log, which may be a new file in the folder.
-    let index = if read_only { None } else { find_index(ring, &folder, &line.path).await };
-    let direct = settings.io_mode == IoMode::Direct;
-    let (intents, repairs) = if read_only {
-        (None, crate::store::Repairs::new())
-    } else {
-        let (log, repairs) =
-            IntentLog::open(ring, &folder, direct, direct || settings.is_synced(), settings.file_mode).await?;
-        (Some(log), repairs)
-    };
-    let volume = Volume {
-        line: RefCell::new(line.clone()),
+    let index = if is_read_only { None } else { find_index(ring, &folder, &line.path).await };
+    let shared = SharedVolume {
+        line: Mutex::new(line.clone()),
         folder,
-        state: Cell::new(VolumeState::Scanning),
-        mode: Cell::new(settings.io_mode),
-        intents,
-        space: Cell::default(),
-        chunks: Cell::new(0),
-        blocks: Cell::new(0),
-        scanned_subfolders: Cell::new(0),
-        recovering: Cell::new(!repairs.is_empty()),
-        index: RefCell::new(index.filter(|_| repairs.is_empty())),
-        first_total_bytes: Cell::new(0),
-        looking_at_space: Cell::new(false),
-        syncing: Cell::new(false),
-        stats: DiskCounters::default(),
-        health: Rc::default(),
-        scratch_share: Semaphore::new(SCRATCH_OF_A_DISK),
-        table_share: Semaphore::new(TABLES_OF_A_DISK),
-        truncations: Semaphore::new(TRUNCATIONS_OF_A_DISK),
-        errors: RefCell::default(),
-        subfolder_files: RefCell::new([0; SUBFOLDERS]),
-        current_subfolder: Cell::new(0),
-        credit: Cell::new(0.0),
         identity,
-        tasks: RefCell::default(),
-        scanning: Cell::new(false),
-        lock: RefCell::new(Some(lock)),
+        is_read_only,
+        state: AtomicU8::new(VolumeState::Scanning as u8),
+        is_as_configured: AtomicBool::new(true),
+        configured_mode: settings.io_mode,
+        space: Mutex::default(),
+        chunks: AtomicU32::new(0),
+        blocks: AtomicU64::new(0),
+        scanned_subfolders: AtomicU32::new(0),
+        recovering: AtomicBool::new(false),
+        first_total_bytes: AtomicU64::new(0),
+        stats: (0..cores).map(|_| Arc::default()).collect(),
+        history: Mutex::default(),
+        errors: Mutex::default(),
+        subfolders: Mutex::new(Subfolders { files: [0; SUBFOLDERS], current: 0 }),
     };
-    Ok((volume, repairs, found))
+    Ok(Opened { shared: Arc::new(shared), lock, index, metaid: found })
 }
 
 /// None if the folder bears no identity. Spec 21, 4: a missing or short file means no check.

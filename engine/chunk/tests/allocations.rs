@@ -25,6 +25,9 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 const BLOCK: usize = 65_536;
 const BLOCKS: usize = 32;
+/// The chunk that is read and the one that is written: of the first core's, also where there are two.
+const READ: ChunkId = ChunkId(2);
+const WRITTEN: ChunkId = ChunkId(4);
 /// Requests, or pieces, between two marks.
 const REQUESTS: u32 = 1000;
 /// What may be allocated meanwhile: the housekeeping of some seconds, and a write session. Far fewer than one each.
@@ -38,18 +41,20 @@ const JOBS: usize = 7;
 fn the_data_path_allocates_nothing_for_a_request() {
     for driver in [DriverChoice::Uring, DriverChoice::Epoll] {
         for (io_mode, block_cache_mib) in [(IoMode::Direct, 0), (IoMode::Buffered, 0), (IoMode::DontCache, 16)] {
-            check(driver, io_mode, block_cache_mib);
+            for cores in [1, 2] {
+                check(driver, io_mode, block_cache_mib, cores);
+            }
         }
     }
 }
 
-fn check(driver: DriverChoice, io_mode: IoMode, block_cache_mib: u32) {
+fn check(driver: DriverChoice, io_mode: IoMode, block_cache_mib: u32, cores: usize) {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let options = Options { driver, buffers: 512, ..Options::default() };
     let next = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
     let next_server = start_next(folder.path().join("next"), next, driver);
     let here = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
-    let settings = prepare(&folder.path().join("here"), here, io_mode, block_cache_mib);
+    let settings = Settings { cores, ..prepare(&folder.path().join("here"), here, io_mode, block_cache_mib) };
     let ran = ring::run(options, |ring| async move {
         let (marks, mut marked) = ring::channel::channel::<String>();
         let (is_ready, ready) = mpsc::channel();
@@ -80,12 +85,15 @@ fn check(driver: DriverChoice, io_mode: IoMode, block_cache_mib: u32) {
         Err(error) if driver == DriverChoice::Uring => eprintln!("SKIPPED: no io_uring here: {error}"),
         counts => {
             let counts = counts.unwrap();
-            println!("{driver}, {io_mode:?}, cache of {block_cache_mib} MiB: {counts:?}");
+            println!("{driver}, {cores} cores, {io_mode:?}, cache of {block_cache_mib} MiB: {counts:?}");
             assert_eq!(counts.len(), ROUNDS * JOBS);
             for (what, _) in &counts[..JOBS] {
                 let of_rounds = counts.iter().filter(|(other, _)| other == what);
                 let count = of_rounds.map(|(_, count)| *count).min().unwrap();
-                assert!(count <= ALLOCATIONS_MAX, "{driver}, {io_mode:?}: {count} allocations for {REQUESTS} × {what}");
+                assert!(
+                    count <= ALLOCATIONS_MAX,
+                    "{driver}, {cores} cores, {io_mode:?}: {count} allocations for {REQUESTS} × {what}"
+                );
             }
         }
     }
@@ -155,7 +163,7 @@ impl Client {
     /// Until the server has listed its disk, and with it the last chunk.
     fn wait_for_chunk(&mut self) {
         for _ in 0..2000 {
-            let (chunkid, version) = (ChunkId(2), Version(1));
+            let (chunkid, version) = (WRITTEN, Version(1));
             let request = CltocsRead { with_proto: true, chunkid, version, offset: 0, size: 1 };
             self.stream.write_all(&request.encode()).unwrap();
             loop {
@@ -177,7 +185,7 @@ impl Client {
         for _ in 0..count {
             self.number += 1;
             let first = if size as usize > BLOCK { 0 } else { self.number % BLOCKS as u32 * BLOCK as u32 };
-            let (chunkid, version) = (ChunkId(1), Version(1));
+            let (chunkid, version) = (READ, Version(1));
             let request = CltocsRead { with_proto: true, chunkid, version, offset: first + offset, size };
             self.stream.write_all(&request.encode()).unwrap();
             let mut received = 0;
@@ -195,7 +203,7 @@ impl Client {
 
     /// A session of so many pieces, 8 at a time.
     fn write(&mut self, count: u32, size: u32, chain: Vec<ChainServer>) {
-        let (chunkid, version) = (ChunkId(2), Version(1));
+        let (chunkid, version) = (WRITTEN, Version(1));
         self.stream.write_all(&CltocsWrite { with_proto: true, chunkid, version, chain }.encode()).unwrap();
         self.status(0);
         let crc = sum_of(&self.block[..size as usize]);
@@ -228,17 +236,17 @@ fn prepare(root: &Path, at: SocketAddr, io_mode: IoMode, block_cache_mib: u32) -
     for path in [hdd.join("00"), root.join("var")] {
         std::fs::create_dir_all(path).unwrap();
     }
-    for id in [1, 2] {
-        let block = vec![id as u8; BLOCK];
+    for id in [READ, WRITTEN] {
+        let block = vec![id.0 as u8; BLOCK];
         let mut file = vec![0; 4096];
-        file[..20].copy_from_slice(&encode_header(HeaderWords { minor: b'0', id: ChunkId(id), version: Version(1) }));
+        file[..20].copy_from_slice(&encode_header(HeaderWords { minor: b'0', id, version: Version(1) }));
         for _ in 0..TABLE_BYTES / 4 {
             file.extend_from_slice(&sum_of(&block).0.to_be_bytes());
         }
         for _ in 0..BLOCKS {
             file.extend_from_slice(&block);
         }
-        std::fs::write(hdd.join("00").join(chunk_name(ChunkId(id), Version(1))), file).unwrap();
+        std::fs::write(hdd.join("00").join(chunk_name(id, Version(1))), file).unwrap();
     }
     Settings {
         listen_ip: Ipv4Addr::LOCALHOST,

@@ -29,8 +29,20 @@ use wire::ChunkId;
 
 use record::{Intent, PAGE_BYTES, Page, RECORDS_PER_PAGE, Repair, decode_page, encode_page};
 
-/// Name of the log inside a volume's folder. A stock chunkserver does not look at it.
-pub(crate) const LOG_NAME: &str = ".mooring_intents";
+/// Name of the first core's log inside a volume's folder; those of the others have their number behind it. A stock
+/// chunkserver does not look at them.
+const LOG_NAME: &str = ".mooring_intents";
+
+pub(crate) fn log_name(core: usize) -> String {
+    if core == 0 { LOG_NAME.to_owned() } else { format!("{LOG_NAME}.{core}") }
+}
+
+/// The core whose log has this name.
+pub(crate) fn core_of_name(name: &[u8]) -> Option<usize> {
+    let number = std::str::from_utf8(name).ok()?.strip_prefix(LOG_NAME)?;
+    let core = if number.is_empty() { 0 } else { number.strip_prefix('.')?.parse().ok()? };
+    (log_name(core).as_bytes() == name).then_some(core)
+}
 
 /// Pages of the ring: 8 MiB.
 const PAGES: u64 = 2048;
@@ -85,17 +97,18 @@ struct State {
 pub(crate) struct LogBroken;
 
 impl IntentLog {
-    /// Opens the log of the volume at `folder`, making it if it is not there, and says what it asks to repair.
+    /// Opens a core's log of the volume at `folder`, making it if it is not there, and says what it asks to repair.
     ///
     /// `synced`: every page reaches the device before what it announces is done. Errors: the disk's.
     pub(crate) async fn open(
         ring: &Ring,
         folder: &Path,
+        core: usize,
         direct: bool,
         synced: bool,
         mode: u32,
     ) -> io::Result<(Rc<IntentLog>, BTreeMap<ChunkId, Repair>)> {
-        let path = folder.join(LOG_NAME);
+        let path = folder.join(log_name(core));
         fill_file(ring, &path, mode).await?;
         let how = OpenHow { direct, dsync: synced, ..OpenHow::read_write() };
         let file = match ring.open(&path, how).await {
@@ -350,6 +363,12 @@ impl IntentLog {
     }
 }
 
+/// What a log asks to repair that no core writes any more. Errors: the disk's.
+pub(crate) async fn repairs_of(ring: &Ring, path: &Path) -> io::Result<BTreeMap<ChunkId, Repair>> {
+    let file = ring.open(path, OpenHow::read()).await?;
+    Ok(record::repairs(read_pages(ring, &file).await?))
+}
+
 /// Makes a file of full length, with zeros written out: pages are then overwritten in place, and no write of the log
 /// waits for the file system's own journal.
 async fn fill_file(ring: &Ring, path: &Path, mode: u32) -> io::Result<()> {
@@ -380,4 +399,21 @@ async fn read_pages(ring: &Ring, file: &File) -> io::Result<Vec<Page>> {
         pages.extend(buffer.payload()[..count].chunks(PAGE_BYTES).filter_map(decode_page));
     }
     Ok(pages)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_core_has_a_log_of_its_own_name() {
+        for core in [0, 1, 17] {
+            assert_eq!(core_of_name(log_name(core).as_bytes()), Some(core));
+        }
+        for other in
+            [".mooring_intents.", ".mooring_intents.0", ".mooring_intents.01", ".mooring_intents.x", ".mooring_torn"]
+        {
+            assert_eq!(core_of_name(other.as_bytes()), None, "{other}");
+        }
+    }
 }

@@ -133,6 +133,23 @@ pub(crate) struct Truncation {
     pub(crate) wall_sec: u64,
 }
 
+/// Adds what another core's log asks. A chunk is in one log alone, since logs are emptied before another core owns it;
+/// were it in two, each sum of either may be right, and a truncation that the other does not know is not repeated.
+pub(crate) fn add_repairs(all: &mut BTreeMap<ChunkId, Repair>, more: BTreeMap<ChunkId, Repair>) {
+    for (id, repair) in more {
+        match all.get_mut(&id) {
+            Some(known) if known.version > repair.version => {}
+            Some(known) if known.version == repair.version => {
+                known.truncate = known.truncate.filter(|cut| repair.truncate == Some(*cut));
+                for (block, sums) in repair.blocks {
+                    known.blocks.entry(block).or_default().extend(sums);
+                }
+            }
+            _ => drop(all.insert(id, repair)),
+        }
+    }
+}
+
 /// The chunks to look at after a crash. `pages`: all whole pages of the log, in any order.
 pub(crate) fn repairs(mut pages: Vec<Page>) -> BTreeMap<ChunkId, Repair> {
     pages.sort_by_key(|page| page.sequence);

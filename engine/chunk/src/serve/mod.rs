@@ -1,7 +1,9 @@
 //! Port 9422: clients, other chunkservers and tools. Spec 20.
 //!
 //! A connection is a sequence of requests, each finished before the next is sent. Between them it is idle; reads
-//! (`read`), write sessions (`write`) and questions (`questions`) borrow it while they last.
+//! (`read`), write sessions (`write`) and questions (`questions`) borrow it while they last. The first core accepts it;
+//! a read or write goes on at the core that owns its chunk, and the connection with it. Questions stay where they are and
+//! ask the owner.
 
 mod ahead;
 pub(crate) mod peers;
@@ -17,16 +19,19 @@ pub(crate) use write::WriteJob;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
-use ring::{BufferedReader, Gather, Instant, IoBuf, Listener, Stream};
+use ring::{BufferedReader, DetachedStream, Gather, Instant, IoBuf, Listener, Stream};
 use wire::limits::{DATA_PORT_BYTES_MAX, HEADER_BYTES};
 use wire::{
     ChunkId, CltocsRead, CltocsWrite, CltocsWriteData, CltocsWriteFinish, CstoclReadStatus, CstoclWriteStatus, Header,
     Packet, Status, Version, WireError,
 };
 
+use crate::cores::Shared;
 use crate::error::ChunkError;
 use crate::server::Server;
 use crate::store::Chunk;
@@ -48,7 +53,7 @@ const READER_BYTES: usize = 4096;
 /// Longest packet that is taken whole into the reader: the longest chain, the longest option name.
 const CONTROL_BYTES_MAX: u32 = 2048;
 /// Connections at a time; more wait in the listener's queue.
-const CONNECTIONS_MAX: usize = 10_000;
+const CONNECTIONS_MAX: u32 = 10_000;
 
 /// Why a connection ends.
 #[derive(Debug)]
@@ -105,23 +110,59 @@ impl From<io::Error> for Hangup {
     }
 }
 
+/// A connection that counts as long as it lasts, on whatever core.
+struct Counted(Arc<Shared>);
+
+impl Counted {
+    fn new(shared: &Arc<Shared>) -> Counted {
+        shared.connections.fetch_add(1, Ordering::Relaxed);
+        Counted(shared.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A request about a chunk, whose owner serves it.
+enum Request {
+    Read(CltocsRead),
+    Write(CltocsWrite),
+}
+
+impl Request {
+    fn chunk(&self) -> ChunkId {
+        match self {
+            Request::Read(request) => request.chunkid,
+            Request::Write(request) => request.chunkid,
+        }
+    }
+}
+
+/// A connection on its way to the owner of the chunk that its next request names.
+struct HandedOver {
+    stream: DetachedStream,
+    /// What came behind the request.
+    buffered: Vec<u8>,
+    request: Request,
+    last_sent: Instant,
+    counted: Counted,
+}
+
 /// Accepts connections until the task is dropped.
 pub(crate) async fn accept_loop(server: Rc<Server>, listener: Listener) {
     loop {
-        while server.connections.borrow().tasks.len() >= CONNECTIONS_MAX {
+        while server.core.shared.connections.load(Ordering::Relaxed) >= CONNECTIONS_MAX {
             server.ring.sleep(Duration::from_millis(10)).await;
         }
         match listener.accept().await {
             Ok(stream) => {
-                let number = server.connections.borrow().next;
-                let its_server = server.clone();
-                let task = server.ring.spawn(async move {
-                    serve_connection(its_server.clone(), stream).await;
-                    its_server.connections.borrow_mut().tasks.remove(&number);
-                });
-                let mut connections = server.connections.borrow_mut();
-                connections.next += 1;
-                connections.tasks.insert(number, task);
+                let counted = Counted::new(&server.core.shared);
+                let reader = BufferedReader::new(stream.clone(), READER_BYTES);
+                let connection = Connection::new(server.clone(), stream, reader, server.ring.now());
+                begin_connection(&server, connection, None, counted);
             }
             Err(error) => {
                 tracing::warn!("cannot accept a connection: {error}");
@@ -131,26 +172,50 @@ pub(crate) async fn accept_loop(server: Rc<Server>, listener: Listener) {
     }
 }
 
-async fn serve_connection(server: Rc<Server>, stream: Stream) {
-    let now = server.ring.now();
-    let mut connection = Connection {
-        peer: stream.peer(),
-        reader: BufferedReader::new(stream.clone(), READER_BYTES),
-        stream,
-        last_received: now,
-        last_sent: now,
-        window: Rc::default(),
-        ahead: ReadAhead::default(),
-        gather: None,
-        packets: Vec::new(),
-        server,
+/// Serves a connection in a task of its own. `first`: a request that was taken off it already.
+fn begin_connection(server: &Rc<Server>, connection: Connection, first: Option<Request>, counted: Counted) {
+    let number = server.connections.borrow().next;
+    let its_server = server.clone();
+    let task = server.ring.spawn(async move {
+        serve_connection(connection, first, counted).await;
+        its_server.connections.borrow_mut().tasks.remove(&number);
+    });
+    let mut connections = server.connections.borrow_mut();
+    connections.next += 1;
+    connections.tasks.insert(number, task);
+}
+
+async fn serve_connection(mut connection: Connection, first: Option<Request>, counted: Counted) {
+    let hangup = match connection.serve_requests(first).await {
+        Ok(request) => {
+            if let Some(hangup) = connection.hand_over(request, counted) {
+                tracing::error!("connection closed: {hangup}");
+            }
+            return;
+        }
+        Err(hangup) => hangup,
     };
-    let hangup = connection.serve_requests().await;
     connection.stream.shutdown();
     if hangup.is_peers_fault() {
         tracing::warn!("{}: connection closed: {hangup}", connection.peer);
     } else {
         tracing::debug!("{}: connection closed: {hangup}", connection.peer);
+    }
+}
+
+/// Takes up a connection that another core handed over.
+fn take_over(server: &Rc<Server>, handed: HandedOver) {
+    if server.stopping.get() {
+        return;
+    }
+    let HandedOver { stream, buffered, request, last_sent, counted } = handed;
+    match server.ring.attach(stream) {
+        Ok(stream) => {
+            let reader = BufferedReader::with_buffered(stream.clone(), READER_BYTES, &buffered);
+            let connection = Connection::new(server.clone(), stream, reader, last_sent);
+            begin_connection(server, connection, Some(request), counted);
+        }
+        Err(error) => tracing::warn!("a connection is lost between two cores: {error}"),
     }
 }
 
@@ -172,38 +237,77 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Serves requests until the connection ends. Spec 20, 2.1.
-    async fn serve_requests(&mut self) -> Hangup {
+    fn new(server: Rc<Server>, stream: Stream, reader: BufferedReader, last_sent: Instant) -> Connection {
+        Connection {
+            peer: stream.peer(),
+            reader,
+            stream,
+            last_received: server.ring.now(),
+            last_sent,
+            window: Rc::default(),
+            ahead: ReadAhead::default(),
+            gather: None,
+            packets: Vec::new(),
+            server,
+        }
+    }
+
+    /// Serves requests until the connection ends, or until another core is to serve the one that this gives.
+    /// Spec 20, 2.1.
+    async fn serve_requests(&mut self, first: Option<Request>) -> Result<Request, Hangup> {
+        let mut next = first;
         loop {
-            if let Err(hangup) = self.serve_request().await {
-                return hangup;
+            match next.take() {
+                Some(request) if self.server.core.owns(request.chunk()) => self.serve_request(request).await?,
+                Some(request) => return Ok(request),
+                None => next = self.next_request().await?,
             }
         }
     }
 
-    async fn serve_request(&mut self) -> Result<(), Hangup> {
+    /// The next request about a chunk. What else comes is answered here, and gives none.
+    async fn next_request(&mut self) -> Result<Option<Request>, Hangup> {
         let header = self.idle_header().await?;
         match header.kind {
-            0..=2 => self.skip(header.length).await,
-            CltocsRead::TYPE => {
-                let request = self.control::<CltocsRead>(header).await?;
-                self.server.store.counters.reads.add(1);
-                self.read(request).await?;
-                self.renew();
-                Ok(())
-            }
-            CltocsWrite::TYPE => {
-                let request = self.control::<CltocsWrite>(header).await?;
-                self.server.store.counters.writes.add(1);
-                self.write(request).await?;
-                self.renew();
-                Ok(())
-            }
+            0..=2 => self.skip(header.length).await?,
+            CltocsRead::TYPE => return Ok(Some(Request::Read(self.control(header).await?))),
+            CltocsWrite::TYPE => return Ok(Some(Request::Write(self.control(header).await?))),
             CltocsWriteData::TYPE | CltocsWriteFinish::TYPE => {
-                Err(Hangup::OutOfPlace("a write packet without a write session"))
+                return Err(Hangup::OutOfPlace("a write packet without a write session"));
             }
-            _ => self.answer(header).await,
+            _ => self.answer(header).await?,
         }
+        Ok(None)
+    }
+
+    async fn serve_request(&mut self, request: Request) -> Result<(), Hangup> {
+        let counters = &self.server.store.counters;
+        match request {
+            Request::Read(request) => {
+                counters.reads.add(1);
+                self.read(request).await?;
+            }
+            Request::Write(request) => {
+                counters.writes.add(1);
+                self.write(request).await?;
+            }
+        }
+        self.renew();
+        Ok(())
+    }
+
+    /// Gives the connection to the owner of the chunk, with what was received behind the request. Gives the reason if
+    /// that cannot be.
+    fn hand_over(self, request: Request, counted: Counted) -> Option<Hangup> {
+        let Connection { server, stream, reader, last_sent, .. } = self;
+        drop(stream); // the reader has the other handle
+        let broken = || Some(Hangup::Io(io::Error::other("it is in use and cannot go to another core")));
+        let Some((stream, buffered)) = reader.into_parts() else { return broken() };
+        let Ok(stream) = stream.detach() else { return broken() };
+        let owner = server.core.owner(request.chunk());
+        let handed = HandedOver { stream, buffered, request, last_sent, counted };
+        server.core.tell(owner, move |server| take_over(server, handed));
+        None
     }
 
     /// The header of the next packet; it is taken off the buffer.

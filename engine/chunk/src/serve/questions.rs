@@ -1,5 +1,7 @@
 //! Questions about chunks, disks and the program itself. Spec 20, 8 and Spec 10, 2.
 
+use std::rc::Rc;
+
 use wire::types::Rest;
 use wire::{
     AntoanConfigValue, AntoanGetConfig, AntoanGetVersion, AntoanVersion, AntoanVersionWithId, AntoclModuleInfo,
@@ -22,15 +24,18 @@ impl Connection {
         let answer = match header.kind {
             AntocsGetChunkBlocks::TYPE => {
                 let question = self.control::<AntocsGetChunkBlocks>(header).await?;
-                chunk_blocks(&server, &question).await
+                let owner = server.core.owner(question.chunkid);
+                server.core.ask(owner, |server| async move { chunk_blocks(&server, &question).await }).await
             }
             AntocsGetChunkChecksum::TYPE => {
                 let question = self.control::<AntocsGetChunkChecksum>(header).await?;
-                chunk_checksum(&server, &question).await
+                let owner = server.core.owner(question.chunkid);
+                server.core.ask(owner, |server| async move { chunk_checksum(&server, &question).await }).await
             }
             AntocsGetChunkChecksumTab::TYPE => {
                 let question = self.control::<AntocsGetChunkChecksumTab>(header).await?;
-                chunk_checksum_tab(&server, &question).await
+                let owner = server.core.owner(question.chunkid);
+                server.core.ask(owner, |server| async move { chunk_checksum_tab(&server, &question).await }).await
             }
             AntoanGetVersion::TYPE => {
                 let AntoanGetVersion { msgid } = self.control(header).await?;
@@ -42,29 +47,36 @@ impl Connection {
             }
             CltoanModuleInfo::TYPE => {
                 let CltoanModuleInfo { msgid } = self.control(header).await?;
-                module_info(&server, msgid)
+                server.core.ask(0, move |first| async move { module_info(&first, msgid) }).await
             }
             CltocsSyncChunk::TYPE => {
                 let CltocsSyncChunk { chunkid, version } = self.control(header).await?;
-                let work = sync_chunk(&server, chunkid, version);
+                let owner = server.core.owner(chunkid);
+                let sync = move |server: Rc<Server>| async move { sync_chunk(&server, chunkid, version).await };
+                let work = server.core.ask(owner, sync);
                 CstoclSyncChunk { chunkid, status: self.working(true, work).await? }.encode()
             }
             CltocsHddList::TYPE => {
                 self.control::<CltocsHddList>(header).await?;
-                CstoclHddList { disks: server.store.disk_entries() }.encode()
+                let disks = server.core.ask(0, |first| async move { first.store.disk_entries() }).await;
+                CstoclHddList { disks }.encode()
             }
             CltoanMonotonicData::TYPE => {
                 self.control::<CltoanMonotonicData>(header).await?;
-                let counters = wire::Counters(server.totals_now().await.to_vec());
-                AntoclMonotonicData { counters, disks: server.store.disk_totals() }.encode()
+                let totals =
+                    server.core.ask(0, |first| async move { (first.totals_now().await, first.store.disk_totals()) });
+                let (counters, disks) = totals.await;
+                AntoclMonotonicData { counters: wire::Counters(counters.to_vec()), disks }.encode()
             }
             CltoanChartData::TYPE => {
                 let CltoanChartData { chart, entries_max } = self.control(header).await?;
-                server.charts.borrow().answer(chart, entries_max)
+                server.core.ask(0, move |first| async move { first.charts.borrow().answer(chart, entries_max) }).await
             }
             CltoanChart::TYPE => {
                 let CltoanChart { chart, size } = self.control(header).await?;
-                AntoclChart { picture: Rest(server.charts.borrow().picture(chart, size)) }.encode()
+                let picture =
+                    server.core.ask(0, move |first| async move { first.charts.borrow().picture(chart, size) });
+                AntoclChart { picture: Rest(picture.await) }.encode()
             }
             kind => return Err(Hangup::UnknownType(kind)),
         };

@@ -5,18 +5,22 @@
 //! servers, not disks, and hears nothing of it but that we are at it.
 
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use wire::{ChunkId, Version};
 
 use super::Store;
 use super::operations::NewFile;
+use crate::cores::Core;
 use crate::error::ChunkError;
 use crate::sums::SumTable;
 use crate::volume::{Volume, VolumeState};
 
 /// Between two looks at disks that were in balance.
 const REST: Duration = Duration::from_secs(60);
+/// How often a core looks whether it may move something, while others have all moves.
+const MOVES_NAP: Duration = Duration::from_millis(20);
 /// Chunks that are drawn at a time.
 const BATCH: usize = 32;
 /// Smaller disks take no part. Spec 21, 9.
@@ -83,6 +87,7 @@ fn plan(disks: &[Disk], begun: bool) -> Option<(u16, u16)> {
 
 impl Store {
     /// Moves chunks for as long as disks differ; for a part of the time only, or several at a time, as the settings say.
+    /// Each core moves its own; time and moves are shared out.
     pub(crate) async fn balance(self: Rc<Self>) {
         let mut begun = false;
         loop {
@@ -92,7 +97,7 @@ impl Store {
                 _ => plan(&self.disks_in_balance(), begun),
             };
             begun = pair.is_some();
-            self.moving.set(match pair {
+            self.core.set_moving(match pair {
                 None => Moving::No,
                 Some(_) if settings.rebalance_moves > 0 => Moving::Fast,
                 Some(_) => Moving::Slowly,
@@ -104,22 +109,18 @@ impl Store {
         }
     }
 
-    pub(crate) fn moving(&self) -> Moving {
-        self.moving.get()
-    }
-
     fn disks_in_balance(&self) -> Vec<Disk> {
         let volumes = self.volumes.borrow();
         let takes_part = |volume: &(usize, &Rc<Volume>)| {
-            volume.1.state.get() == VolumeState::Ready && !volume.1.is_marked() && !volume.1.health.hangs()
+            volume.1.state() == VolumeState::Ready && !volume.1.is_marked() && !volume.1.health.hangs()
         };
         let disk = |(index, volume): (usize, &Rc<Volume>)| {
-            let (line, space) = (volume.line(), volume.space.get());
+            let (line, space) = (volume.line(), volume.space());
             Disk {
                 index: index as u16,
                 total_bytes: space.total_bytes,
                 used_bytes: space.total_bytes.saturating_sub(space.available_bytes),
-                chunks: volume.chunks.get(),
+                chunks: volume.chunks(),
                 drain: line.drain,
                 fill: line.fill,
                 takes: volume.intents.is_some() && !self.has_duplicates(index as u16),
@@ -130,12 +131,13 @@ impl Store {
 
     /// Moves some chunks, drawn at random.
     async fn move_some(self: &Rc<Self>, from: u16, to: u16) {
-        let mut chunks = self.registry.borrow().of_volume(from);
+        let mut chunks = self.core.of_volume(from);
         let settings = self.settings.get();
         let mut moved = 0u32;
         for _ in 0..BATCH.min(chunks.len()) {
+            let permits = self.wait_for_moves(settings.rebalance_moves).await;
             let mut ids = Vec::new();
-            while ids.len() < settings.rebalance_moves.max(1) as usize && !chunks.is_empty() {
+            while ids.len() < permits.count.max(1) as usize && !chunks.is_empty() {
                 let at = self.ring.random_u64() as usize % chunks.len();
                 ids.push(chunks.swap_remove(at).0);
             }
@@ -154,10 +156,11 @@ impl Store {
                     None => return,
                 }
             }
+            drop(permits);
             if settings.rebalance_moves == 0 {
-                // So long for others as makes the share of the time that the settings allow.
-                let percent = settings.rebalance_percent.clamp(1, 100);
-                self.ring.sleep((self.ring.now() - began) * (100 - percent) / percent).await;
+                // So long for others as makes the share of the time that the settings allow to this core.
+                let (percent, whole) = (settings.rebalance_percent.clamp(1, 100), 100 * self.core.count() as u32);
+                self.ring.sleep((self.ring.now() - began) * (whole - percent) / percent).await;
             }
             if chunks.is_empty() || !self.volume(from).is_usable() || !self.volume(to).is_usable() {
                 break;
@@ -172,6 +175,24 @@ impl Store {
         if moved == 0 {
             self.ring.sleep(REST).await; // all in use, or failing: not again at once
         }
+    }
+
+    /// Waits until at least one of `moves_max` moves at a time is free, and takes this core's share, or what there is.
+    async fn wait_for_moves(&self, moves_max: u32) -> Moves {
+        let under_way = &self.core.shared.moves_under_way;
+        let share = moves_max.div_ceil(self.core.count() as u32);
+        let mut count = 0;
+        while moves_max > 0 && count == 0 {
+            let taken = under_way.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |moves| {
+                count = share.min(moves_max.saturating_sub(moves));
+                Some(moves + count)
+            });
+            taken.expect("never refused");
+            if count == 0 {
+                self.ring.sleep(MOVES_NAP).await;
+            }
+        }
+        Moves { core: self.core.clone(), count }
     }
 
     /// Moves one chunk that nobody is writing to another disk. Errors: `Busy`, `NoChunk`, `Sum`, `Disk`; then it is
@@ -218,7 +239,7 @@ impl Store {
         self.take_in(new, place);
         chunk.name_is_durable.set(true);
         source.count_file(old.subfolder, -1);
-        source.blocks.set(source.blocks.get().saturating_sub(u64::from(blocks)));
+        source.remove_blocks(u64::from(blocks));
         if let Some(log) = &source.intents {
             log.settle(id, u64::MAX);
         }
@@ -233,10 +254,22 @@ impl Store {
     }
 }
 
+/// Moves at full speed that this core may have under way now; none where the speed is a share of the time.
+struct Moves {
+    core: Rc<Core>,
+    count: u32,
+}
+
+impl Drop for Moves {
+    fn drop(&mut self) {
+        self.core.shared.moves_under_way.fetch_sub(self.count, Ordering::Relaxed);
+    }
+}
+
 /// What the balance is doing; the master orders less meanwhile. Spec 40, 7.1.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub(crate) enum Moving {
-    #[default]
     No,
     Slowly,
     Fast,

@@ -105,7 +105,7 @@ impl Chunk {
             open.sums.set(block, sum);
             let grown = block.count_through().saturating_sub(open.blocks);
             open.blocks += grown;
-            open.volume.blocks.set(open.volume.blocks.get() + u64::from(grown));
+            open.volume.add_blocks(u64::from(grown));
             open.sums_changed = true;
         }
     }

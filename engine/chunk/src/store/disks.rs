@@ -4,20 +4,29 @@
 //! files are listed in the background while everything else goes on. Spec 21, 7 and 8.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use wire::{ChunkId, MetaId};
 
+use super::recover::Recovered;
 use super::{Chunk, Duplicate, Repairs, Store, torn};
 use crate::chunkdb::{self, Record};
 use crate::error::ChunkError;
 use crate::fair_lock::Hold;
 use crate::folders::FolderLine;
+use crate::intents::record::add_repairs;
+use crate::intents::{IntentLog, core_of_name, repairs_of};
 use crate::layout::{SUBFOLDERS, shape};
 use crate::registry::{Place, Verdict};
 use crate::scan::{Blocks, Found, make_subfolders, scan};
-use crate::volume::{Volume, VolumeState, open_volume, write_metaid};
+use crate::settings::IoMode;
+use crate::volume::{Opened, SharedVolume, Volume, VolumeState, open_volume, write_metaid};
 
 /// Why a store cannot begin.
 #[derive(Debug)]
@@ -25,15 +34,40 @@ pub(crate) struct FoldersUnusable(pub(crate) String);
 
 /// A disk that is taken out waits so long for what is under way on a chunk.
 const CLOSE_WAIT: Duration = Duration::from_secs(10);
+/// Files that are handed to the owners of their chunks at a time.
+const FOUND_AT_ONCE: usize = 1024;
 
+/// What a core leaves of a volume that comes to rest.
+pub(super) struct Closed {
+    /// Everything is on disk, and the log says so.
+    pub(super) sound: bool,
+    /// `chunks` are all files, and stay as they are.
+    pub(super) listable: bool,
+    pub(super) chunks: Vec<(ChunkId, Place)>,
+}
+
+impl Closed {
+    pub(super) fn of_all(cores: Vec<Closed>) -> Closed {
+        let (sound, listable) = (cores.iter().all(|core| core.sound), cores.iter().all(|core| core.listable));
+        let mut chunks: Vec<_> = cores.into_iter().flat_map(|core| core.chunks).collect();
+        chunks.sort_unstable_by_key(|(id, _)| *id);
+        Closed { sound, listable, chunks }
+    }
+}
+
+/// What begins on the first core.
 impl Store {
+    /// Keeps buffers aside. First of all.
+    pub(crate) async fn prepare(&self) {
+        self.scratch.fill().await;
+        self.table_scratch.fill().await;
+    }
+
     /// Takes all folders and begins to list their chunks. `metaid`: the file system we belong to, if it is known. Gives
     /// the one that is known now.
     ///
     /// Errors: a folder that cannot be used, unless the settings allow that; two folders of different file systems.
     pub(crate) async fn start(self: &Rc<Self>, metaid: Option<MetaId>) -> Result<Option<MetaId>, FoldersUnusable> {
-        self.scratch.fill().await;
-        self.table_scratch.fill().await;
         let mut metaid = metaid;
         let mut opened = Vec::new();
         let settings = self.settings.get();
@@ -62,7 +96,7 @@ impl Store {
             let volume = self.volume(index);
             if volume.is_ours() && !settings.folders.iter().any(|line| volume.path_is(&line.path)) {
                 tracing::info!("{}: taken out of the configuration", volume.folder.display());
-                volume.state.set(VolumeState::Leaving);
+                volume.set_state(VolumeState::Leaving);
                 self.ring.spawn(self.clone().detach(index));
             }
         }
@@ -71,17 +105,17 @@ impl Store {
                 .volumes
                 .borrow()
                 .iter()
-                .position(|volume| volume.path_is(&line.path) && volume.state.get() != VolumeState::Gone);
+                .position(|volume| volume.path_is(&line.path) && volume.state() != VolumeState::Gone);
             if let Some(index) = known {
                 let volume = self.volume(index as u16);
-                match volume.state.get() {
+                match volume.state() {
                     VolumeState::Leaving => {
                         tracing::error!("{}: is still being taken out; reload again when it is", line.path);
                         continue;
                     }
                     VolumeState::Damaged => {
                         tracing::info!("{}: tried again", line.path);
-                        volume.release();
+                        self.release(index as u16).await;
                     }
                     _ => {
                         self.change_line(index as u16, line).await;
@@ -129,29 +163,63 @@ impl Store {
             .volumes
             .borrow()
             .iter()
-            .filter(|volume| volume.state.get() != VolumeState::Gone)
+            .filter(|volume| volume.state() != VolumeState::Gone)
             .map(|volume| volume.identity)
             .collect();
-        let opened = open_volume(&self.ring, &self.settings.get(), line, metaid, &taken).await;
-        let (volume, repairs, found) = opened.map_err(|error| error.to_string())?;
-        let volume = Rc::new(volume);
-        self.volumes.borrow_mut().push(volume.clone());
-        self.cache.clear(); // chunks may have better copies here
-        if let Some(log) = &volume.intents {
-            let tasks = [
-                self.ring.spawn(log.clone().commit_loop()),
-                self.ring.spawn(log.clone().follow_loop()),
-                self.ring.spawn(self.clone().relieve_log(volume.clone())),
-            ];
-            volume.tasks.borrow_mut().extend(tasks);
-        }
-        volume.tasks.borrow_mut().push(self.ring.spawn(self.clone().scrub(index)));
+        let cores = self.core.count();
+        let opened = open_volume(&self.ring, &self.settings.get(), line, metaid, &taken, cores).await;
+        let Opened { shared, lock, index: list, metaid: found } = opened.map_err(|error| error.to_string())?;
+        let repairs = self.open_logs(&shared).await.map_err(|error| error.to_string())?;
+        shared.recovering.store(!repairs.is_empty(), Ordering::Release);
+        let is_alike = self.attach(index, shared.clone());
+        assert!(is_alike, "this core decides on the numbers");
+        self.volume(index).keep(lock, list.filter(|_| repairs.is_empty()));
+        self.core.tell_others(move |server| {
+            let is_alike = server.store.attach(index, shared);
+            assert!(is_alike, "volumes come to all cores in the order in which they came to the first");
+        });
         Ok((index, repairs, found))
+    }
+
+    /// Has each core open its log of a volume, and gives what they ask to repair, and what logs ask that cores of an
+    /// earlier start left behind.
+    async fn open_logs(&self, shared: &Arc<SharedVolume>) -> io::Result<Repairs> {
+        if shared.is_read_only {
+            return Ok(Repairs::new());
+        }
+        let folder = shared.folder.clone();
+        let mut repairs = Repairs::new();
+        for path in self.logs_of_former_cores(&folder).await? {
+            add_repairs(&mut repairs, repairs_of(&self.ring, &path).await?);
+        }
+        let opened = self.core.ask_all(move |server| async move { server.store.open_log(&folder).await });
+        for of_core in opened.await {
+            add_repairs(&mut repairs, of_core?);
+        }
+        Ok(repairs)
+    }
+
+    /// Logs in a folder that no core writes: there were more cores once.
+    async fn logs_of_former_cores(&self, folder: &Path) -> io::Result<Vec<PathBuf>> {
+        let mut logs = Vec::new();
+        for entry in self.ring.list(folder).await? {
+            if core_of_name(entry.name.as_encoded_bytes()).is_some_and(|core| core >= self.core.count()) {
+                logs.push(folder.join(&entry.name));
+            }
+        }
+        Ok(logs)
+    }
+
+    /// Lets go of a volume on all cores; on this one last, which holds its lock.
+    pub(super) async fn release(&self, index: u16) {
+        for core in (0..self.core.count()).rev() {
+            self.core.ask(core, move |server| async move { server.store.volume(index).release() }).await;
+        }
     }
 
     fn begin_scan(self: &Rc<Self>, index: u16, repairs: Repairs) {
         self.volume(index).scanning.set(true);
-        self.scans_under_way.set(self.scans_under_way.get() + 1);
+        self.core.shared.scans_under_way.fetch_add(1, Ordering::AcqRel);
         let store = self.clone();
         self.ring.spawn(async move {
             let volume = store.volume(index);
@@ -162,89 +230,85 @@ impl Store {
                 store.lose_volume(&volume);
             }
             volume.scanning.set(false);
-            store.scans_under_way.set(store.scans_under_way.get() - 1);
+            store.core.shared.scans_under_way.fetch_sub(1, Ordering::AcqRel);
         });
     }
 
     /// Lists the files of a disk and puts right what a crash left; then it takes new chunks.
-    async fn scan_volume(self: &Rc<Self>, index: u16, volume: &Rc<Volume>, repairs: Repairs) -> std::io::Result<()> {
+    async fn scan_volume(self: &Rc<Self>, index: u16, volume: &Rc<Volume>, repairs: Repairs) -> io::Result<()> {
         let started = self.ring.now();
         let after_crash = !repairs.is_empty();
         let settings = self.settings.get();
         if self.ring.stat(&volume.folder.join(torn::LIST_NAME)).await.is_ok() {
-            volume.recovering.set(true); // until we know which chunks it means
+            volume.recovering.store(true, Ordering::Release); // until we know which chunks it means
         }
         // For tools and for the master, though nothing new comes here before the end.
         volume.refresh_space(&self.ring, &settings).await?;
-        let take = |found| self.take_found(index, volume, found);
-        let blocks = scan(&self.ring, volume, &settings, after_crash, take).await?;
+        let mut batches = Batches::new(self, index);
+        let blocks = scan(&self.ring, volume, &settings, after_crash, |found| batches.take(found)).await?;
+        batches.end().await;
         if !volume.is_usable() {
             return Ok(());
         }
         self.load_torn(index, volume).await?;
         if after_crash {
-            let done = self.recover(index, repairs).await;
+            let done = self.recover_on_all(index, repairs).await;
             tracing::warn!("{}: put right after a crash: {done:?}", volume.folder.display());
-            if let Some(log) = &volume.intents {
-                log.finish().await;
-            }
         }
-        if volume.recovering.replace(false) && self.reports.may_be_sent() {
+        self.empty_logs(index, volume, after_crash).await?;
+        if volume.recovering.swap(false, Ordering::AcqRel) && self.core.shared.reports.may_be_sent() {
             self.report_torn();
         }
         if blocks == Blocks::Unknown {
-            self.measure(index, volume).await;
+            self.measure(index).await;
         }
         volume.refresh_space(&self.ring, &self.settings.get()).await?;
-        if volume.state.get() == VolumeState::Scanning {
-            volume.state.set(VolumeState::Ready);
+        if volume.scan_has_ended() {
             let took = self.ring.now() - started;
-            tracing::info!("{}: {} chunks, listed in {took:?}", volume.folder.display(), volume.chunks.get());
+            tracing::info!("{}: {} chunks, listed in {took:?}", volume.folder.display(), volume.chunks());
+        }
+        Ok(())
+    }
+
+    /// Each core puts right what the logs say of its chunks.
+    async fn recover_on_all(&self, index: u16, repairs: Repairs) -> Recovered {
+        let mut of_cores = vec![Repairs::new(); self.core.count()];
+        for (id, repair) in repairs {
+            of_cores[self.core.owner(id)].insert(id, repair);
+        }
+        let recovering = of_cores.into_iter().enumerate().map(|(core, repairs)| {
+            self.core.ask(core, move |server| async move { server.store.recover(index, repairs).await })
+        });
+        join_all(recovering).await.into_iter().sum()
+    }
+
+    /// Nothing is left to repair: no log says anything else, and those of former cores go. Nobody may change a chunk
+    /// before: what is written from then on goes to the log of the chunk's present owner, and no other may speak of it.
+    async fn empty_logs(&self, index: u16, volume: &Volume, after_crash: bool) -> io::Result<()> {
+        if volume.is_read_only {
+            return Ok(());
+        }
+        let former = self.logs_of_former_cores(&volume.folder).await?;
+        for path in &former {
+            self.ring.unlink(path).await?;
+        }
+        if !former.is_empty() {
+            self.ring.sync_dir(&volume.folder).await?;
+        }
+        if after_crash {
+            self.core.ask_all(move |server| async move { server.store.finish_log(index).await }).await;
         }
         Ok(())
     }
 
     pub(crate) fn scans_under_way(&self) -> u32 {
-        self.scans_under_way.get()
+        self.core.shared.scans_under_way.load(Ordering::Acquire)
     }
 
-    fn take_found(&self, index: u16, volume: &Volume, found: Found) {
-        if volume.state.get() != VolumeState::Scanning {
-            return;
-        }
-        let place = Place { version: found.version, volume: index, subfolder: found.subfolder };
-        let in_use = self.in_use.borrow().contains_key(&found.id);
-        let verdict = self.registry.borrow_mut().found(found.id, place, in_use);
-        let loser = match verdict {
-            Verdict::Known => return,
-            Verdict::New => {
-                self.reports.found(found.id, self.reported_version(place));
-                None
-            }
-            Verdict::Better { loser } => {
-                self.reports.changed(found.id, self.reported_version(place));
-                Some(loser)
-            }
-            Verdict::Duplicate => Some(place),
-        };
-        volume.count_file(found.subfolder, 1);
-        volume.blocks.set(volume.blocks.get() + u64::from(found.blocks));
-        if let Some(place) = loser {
-            tracing::warn!("chunk {} has two files here; version {} is the lesser one", found.id, place.version);
-            self.duplicates.borrow_mut().push(Duplicate { id: found.id, place, found_at: self.ring.now() });
-        }
-    }
-
-    /// Counts the blocks of all chunks of a disk, by the sizes of their files.
-    async fn measure(&self, index: u16, volume: &Volume) {
-        volume.blocks.set(0);
-        let chunks = self.registry.borrow().of_volume(index);
-        for (id, place) in chunks {
-            let path = volume.chunk_path(place.subfolder, id, place.version);
-            let stat = self.ring.stat(&path).await.ok(); // changed meanwhile, or gone: seen at its first use
-            let blocks = stat.and_then(|stat| shape(stat.size)).map_or(0, |(_, blocks)| blocks);
-            volume.blocks.set(volume.blocks.get() + u64::from(blocks));
-        }
+    /// Counts the blocks of all chunks of a disk.
+    async fn measure(&self, index: u16) {
+        self.volume(index).set_blocks(0);
+        self.core.ask_all(move |server| async move { server.store.measure_here(index).await }).await;
     }
 
     /// Other marks, another limit.
@@ -264,24 +328,141 @@ impl Store {
         let had_limit = volume.has_limit();
         volume.set_line(line.clone());
         if old.marked_for_removal != line.marked_for_removal {
-            for (id, place) in self.registry.borrow().of_volume(index) {
-                self.reports.changed(id, self.reported_version(place));
+            for (id, place) in self.core.all_of_volume(index) {
+                self.core.shared.reports.changed(id, self.reported_version(place));
             }
         }
         if volume.has_limit() && !had_limit {
-            self.measure(index, &volume).await;
+            self.measure(index).await;
         }
         self.look_at_space(volume);
     }
 
-    /// The disk had too many errors, or is another one than before: its chunks count as lost until it is tried again.
+    /// Brings a disk to rest and lets go of it.
+    async fn detach(self: Rc<Self>, index: u16) {
+        let volume = self.volume(index);
+        while volume.scanning.get() {
+            self.ring.sleep(Duration::from_millis(20)).await;
+        }
+        let closed = self.core.ask_all(move |server| async move { server.store.close_chunks_of(index).await });
+        let closed = Closed::of_all(closed.await);
+        if closed.sound && closed.listable {
+            self.leave_list(&volume, closed.chunks).await;
+        }
+        self.release(index).await;
+        tracing::info!("{}: is free", volume.folder.display());
+    }
+
+    /// Leaves the list of a disk's chunks for the next start. All logs say that there is nothing to repair. Spec 21, 5.
+    pub(super) async fn leave_list(&self, volume: &Volume, chunks: Vec<(ChunkId, Place)>) {
+        if volume.is_read_only || volume.scanned_subfolders.load(Ordering::Relaxed) < SUBFOLDERS as u32 {
+            return;
+        }
+        let record =
+            |(id, place): (_, Place)| Record { id, version: place.version, blocks: None, subfolder: place.subfolder };
+        let records = chunks.into_iter().map(record);
+        let mode = self.settings.get().file_mode;
+        let path = volume.line().path;
+        if let Err(error) = chunkdb::write(&self.ring, &volume.folder, &path, mode, records).await {
+            tracing::warn!("{path}: the list of chunks cannot be written, the next start will scan: {error}");
+        }
+    }
+}
+
+/// What each core does for its chunks.
+impl Store {
+    /// This core's log of the volume that comes next, and what it asks to repair. Errors: the disk's.
+    async fn open_log(&self, folder: &Path) -> io::Result<Repairs> {
+        let settings = self.settings.get();
+        let direct = settings.io_mode == IoMode::Direct;
+        let synced = direct || settings.is_synced();
+        let core = self.core.number;
+        let (log, repairs) = IntentLog::open(&self.ring, folder, core, direct, synced, settings.file_mode).await?;
+        self.next_log.replace(Some(log));
+        Ok(repairs)
+    }
+
+    /// Takes a volume in, with the log that was opened before. False if it has not the next number here.
+    fn attach(self: &Rc<Self>, index: u16, shared: Arc<SharedVolume>) -> bool {
+        if self.volumes.borrow().len() != usize::from(index) {
+            return false;
+        }
+        let log = self.next_log.take().filter(|_| !shared.is_read_only);
+        let volume = Rc::new(Volume::new(shared, self.core.number, log));
+        self.volumes.borrow_mut().push(volume.clone());
+        self.cache.clear(); // chunks may have better copies here
+        if let Some(log) = &volume.intents {
+            let tasks = [
+                self.ring.spawn(log.clone().commit_loop()),
+                self.ring.spawn(log.clone().follow_loop()),
+                self.ring.spawn(self.clone().relieve_log(volume.clone())),
+            ];
+            volume.tasks.borrow_mut().extend(tasks);
+        }
+        volume.tasks.borrow_mut().push(self.ring.spawn(self.clone().scrub(index)));
+        true
+    }
+
+    async fn finish_log(&self, index: u16) {
+        if let Some(log) = &self.volume(index).intents {
+            log.finish().await;
+        }
+    }
+
+    fn take_found(&self, index: u16, found: Found) {
+        let volume = self.volume(index);
+        if volume.state() != VolumeState::Scanning {
+            return;
+        }
+        let place = Place { version: found.version, volume: index, subfolder: found.subfolder };
+        let in_use = self.in_use.borrow().contains_key(&found.id);
+        let verdict = self.core.found(found.id, place, in_use);
+        let loser = match verdict {
+            Verdict::Known => return,
+            Verdict::New => {
+                self.core.shared.reports.found(found.id, self.reported_version(place));
+                None
+            }
+            Verdict::Better { loser } => {
+                self.core.shared.reports.changed(found.id, self.reported_version(place));
+                Some(loser)
+            }
+            Verdict::Duplicate => Some(place),
+        };
+        volume.count_file(found.subfolder, 1);
+        volume.add_blocks(u64::from(found.blocks));
+        if let Some(place) = loser {
+            tracing::warn!("chunk {} has two files here; version {} is the lesser one", found.id, place.version);
+            self.duplicates.borrow_mut().push(Duplicate { id: found.id, place, found_at: self.ring.now() });
+        }
+    }
+
+    /// Adds the blocks of this core's chunks of a disk, by the sizes of their files.
+    async fn measure_here(&self, index: u16) {
+        let volume = self.volume(index);
+        let chunks = self.core.of_volume(index);
+        for (id, place) in chunks {
+            let path = volume.chunk_path(place.subfolder, id, place.version);
+            let stat = self.ring.stat(&path).await.ok(); // changed meanwhile, or gone: seen at its first use
+            let blocks = stat.and_then(|stat| shape(stat.size)).map_or(0, |(_, blocks)| blocks);
+            volume.add_blocks(u64::from(blocks));
+        }
+    }
+
+    /// The disk had too many errors, or is another one than before: its chunks count as lost until it is tried again. By
+    /// any core.
     pub(crate) fn lose_volume(&self, volume: &Volume) {
-        self.cache.clear();
         tracing::error!("{}: the disk is not used any more", volume.folder.display());
-        volume.state.set(VolumeState::Damaged);
+        volume.set_state(VolumeState::Damaged);
         let index = self.volumes.borrow().iter().position(|other| std::ptr::eq(&**other, volume));
         let Some(index) = index else { return };
-        for (id, _) in self.forget_chunks_of(index as u16) {
+        self.lose_chunks_of(index as u16);
+        self.core.tell_others(move |server| server.store.lose_chunks_of(index as u16));
+    }
+
+    fn lose_chunks_of(&self, index: u16) {
+        self.cache.clear();
+        for (id, _) in self.forget_chunks_of(index) {
             if let Some(chunk) = self.in_use.borrow_mut().remove(&id) {
                 chunk.gone.set(true); // whoever is at it ends with the disk's error
             }
@@ -291,9 +472,9 @@ impl Store {
     /// Takes the chunks of a disk out of the registry. The master learns that they are lost, but for those of which
     /// another file was found.
     fn forget_chunks_of(&self, index: u16) -> Vec<(ChunkId, Place)> {
-        let chunks = self.registry.borrow().of_volume(index);
+        let chunks = self.core.of_volume(index);
         self.duplicates.borrow_mut().retain(|duplicate| duplicate.place.volume != index);
-        self.torn.borrow_mut().forget_volume(index);
+        self.forget_torn_of(index);
         let mut others: BTreeMap<ChunkId, Place> = BTreeMap::new();
         for Duplicate { id, place, .. } in self.duplicates.borrow().iter() {
             let best = others.entry(*id).or_insert(*place);
@@ -302,25 +483,22 @@ impl Store {
             }
         }
         for (id, _) in &chunks {
-            self.registry.borrow_mut().remove(*id);
+            self.core.remove(*id);
             match others.get(id) {
                 Some(place) => {
-                    self.registry.borrow_mut().insert(*id, *place);
+                    self.core.insert(*id, *place);
                     self.duplicates.borrow_mut().retain(|duplicate| (duplicate.id, duplicate.place) != (*id, *place));
-                    self.reports.changed(*id, self.reported_version(*place));
+                    self.core.shared.reports.changed(*id, self.reported_version(*place));
                 }
-                None => self.reports.lost(*id),
+                None => self.core.shared.reports.lost(*id),
             }
         }
         chunks
     }
 
-    /// Brings a disk to rest and lets go of it.
-    async fn detach(self: Rc<Self>, index: u16) {
+    /// Brings this core's chunks of a disk to rest, and its log; the disk is being taken out.
+    async fn close_chunks_of(&self, index: u16) -> Closed {
         let volume = self.volume(index);
-        while volume.scanning.get() {
-            self.ring.sleep(Duration::from_millis(20)).await;
-        }
         let has_duplicates = self.has_duplicates(index);
         let chunks = self.forget_chunks_of(index);
         let mut sound = true;
@@ -341,10 +519,9 @@ impl Store {
             }
         }
         if sound {
-            self.rest_volume(&volume, chunks, listable).await;
+            sound = self.rest_log(&volume).await;
         }
-        volume.release();
-        tracing::info!("{}: is free", volume.folder.display());
+        Closed { sound, listable, chunks }
     }
 
     /// True length and table, with the device: the log will not speak of this chunk any more. The caller holds it alone.
@@ -362,27 +539,54 @@ impl Store {
         self.duplicates.borrow().iter().any(|duplicate| duplicate.place.volume == index)
     }
 
-    /// All tables are written: says so in the log, and leaves the list for the next start if it is `listable`. Spec 21, 5.
-    pub(super) async fn rest_volume(&self, volume: &Volume, chunks: Vec<(ChunkId, Place)>, listable: bool) {
-        let Some(log) = &volume.intents else { return };
-        if volume.recovering.get() {
-            return; // the log has to say it again
+    /// All tables are written: says so in this core's log. False if that cannot be said.
+    pub(super) async fn rest_log(&self, volume: &Volume) -> bool {
+        let Some(log) = &volume.intents else { return true };
+        if volume.is_recovering() {
+            return false; // the log has to say it again
         }
         if let Err(error) = self.checkpoint(volume).await {
             tracing::error!("{}: cannot be synced: {error}", volume.folder.display());
-            return;
+            return false;
         }
         log.finish().await;
-        if !listable || volume.scanned_subfolders.get() < SUBFOLDERS as u32 {
-            return;
+        true
+    }
+}
+
+/// What a scan finds, on its way to the owners.
+struct Batches<'store> {
+    store: &'store Rc<Store>,
+    volume: u16,
+    of_cores: Vec<Vec<Found>>,
+}
+
+impl Batches<'_> {
+    fn new(store: &Rc<Store>, volume: u16) -> Batches<'_> {
+        Batches { store, volume, of_cores: vec![Vec::new(); store.core.count()] }
+    }
+
+    fn take(&mut self, found: Found) {
+        let owner = self.store.core.owner(found.id);
+        if owner == self.store.core.number {
+            return self.store.take_found(self.volume, found);
         }
-        let record =
-            |(id, place): (_, Place)| Record { id, version: place.version, blocks: None, subfolder: place.subfolder };
-        let records = chunks.into_iter().map(record);
-        let mode = self.settings.get().file_mode;
-        let path = volume.line().path;
-        if let Err(error) = chunkdb::write(&self.ring, &volume.folder, &path, mode, records).await {
-            tracing::warn!("{path}: the list of chunks cannot be written, the next start will scan: {error}");
+        self.of_cores[owner].push(found);
+        if self.of_cores[owner].len() >= FOUND_AT_ONCE {
+            self.send(owner);
         }
+    }
+
+    fn send(&mut self, owner: usize) {
+        let (volume, batch) = (self.volume, std::mem::take(&mut self.of_cores[owner]));
+        self.store.core.tell(owner, move |server| {
+            batch.into_iter().for_each(|found| server.store.take_found(volume, found));
+        });
+    }
+
+    /// Returns when all owners have taken what was found.
+    async fn end(mut self) {
+        (0..self.of_cores.len()).for_each(|owner| self.send(owner));
+        self.store.core.ask_all(|_| async {}).await;
     }
 }

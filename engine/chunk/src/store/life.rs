@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use wire::{ChunkId, Version};
 
+use super::disks::Closed;
 use super::{Duplicate, Store};
 use crate::error::ChunkError;
 use crate::health::Change;
@@ -38,7 +39,7 @@ impl Store {
             }
             if let Err(error) = self.checkpoint(&volume).await {
                 tracing::error!("{}: cannot be synced: {error}", volume.folder.display());
-                self.reports.disk_error();
+                self.core.shared.reports.disk_error();
                 self.ring.sleep(BEAT).await;
             }
             self.ring.sleep(Duration::from_millis(1)).await;
@@ -57,7 +58,9 @@ impl Store {
                 self.checkpoint_all();
             }
             if beat.is_multiple_of(SPACE_BEATS) {
-                self.look_at_all_space();
+                if self.core.is_first() {
+                    self.look_at_all_space();
+                }
                 self.remove_duplicates().await;
             }
         }
@@ -69,7 +72,7 @@ impl Store {
             match volume.health.look(now) {
                 Some(Change::Hangs) => {
                     tracing::error!("{}: the disk does not answer; left alone until it does", volume.folder.display());
-                    self.reports.disk_error();
+                    self.core.shared.reports.disk_error();
                 }
                 Some(Change::Works) => tracing::warn!("{}: the disk answers again", volume.folder.display()),
                 None => {}
@@ -109,7 +112,7 @@ impl Store {
         *self.duplicates.borrow_mut() = rest;
         for duplicate in due {
             let volume = self.volume(duplicate.place.volume);
-            if self.registry.borrow().get(duplicate.id) == Some(duplicate.place) || volume.intents.is_none() {
+            if self.core.place(duplicate.id) == Some(duplicate.place) || volume.intents.is_none() {
                 continue;
             }
             let Duplicate { id, place, .. } = duplicate;
@@ -119,7 +122,7 @@ impl Store {
         }
     }
 
-    /// Verifies all blocks of a volume's chunks in turn, as slowly as the settings say; a round begins no sooner after
+    /// Verifies all blocks of this core's chunks on a volume in turn, as slowly as the settings say; a round begins no sooner after
     /// the one before than a chunk may be tested again. Not on a disk that is marked for removal. Spec 21, 9.
     pub(crate) async fn scrub(self: Rc<Self>, index: u16) {
         let volume = self.volume(index);
@@ -130,7 +133,7 @@ impl Store {
                 self.ring.sleep(SCRUB_NAP).await;
                 continue;
             }
-            let next = self.registry.borrow().some_after(after, 64);
+            let next = self.core.some_after(after, 64);
             let Some((last, _)) = next.last().copied() else {
                 after = ChunkId(0);
                 while self.ring.now() < round_began + self.settings.get().min_test_interval.max(SCRUB_NAP) {
@@ -153,20 +156,20 @@ impl Store {
     }
 
     fn may_scrub(&self, volume: &Volume) -> bool {
-        volume.state.get() == VolumeState::Ready
+        volume.state() == VolumeState::Ready
             && !volume.health.hangs()
             && !volume.is_marked()
             && self.settings.get().test_speed > 0.0
     }
 
-    /// The time that one block may take at the speed that is set now.
+    /// The time that one block may take at the speed that is set now, of which each core has its share.
     fn block_time(&self) -> Duration {
         let bytes_per_second = (self.settings.get().test_speed * 1_000_000.0).max(1.0);
-        Duration::from_secs_f64(f64::from(wire::limits::BLOCK_BYTES) / bytes_per_second)
+        Duration::from_secs_f64(f64::from(wire::limits::BLOCK_BYTES) / bytes_per_second) * self.core.count() as u32
     }
 
     async fn scrub_chunk(&self, id: ChunkId, version: Version) -> Result<(), ChunkError> {
-        if self.registry.borrow().get(id).is_none() {
+        if self.core.place(id).is_none() {
             return Ok(()); // deleted since the list was made
         }
         if self.in_use.borrow().get(&id).is_some_and(|chunk| chunk.write_sessions.get() > 0) {
@@ -182,7 +185,8 @@ impl Store {
         Ok(())
     }
 
-    /// Everything on disk, nothing to repair: the end in good order. A disk that hangs is not waited for.
+    /// Everything on disk, nothing to repair: the end in good order. A disk that hangs is not waited for. By the first
+    /// core, when no core has a request under way.
     pub(crate) async fn finish(self: &Rc<Self>) {
         let indexes = 0..self.volumes.borrow().len() as u16;
         let ends: Vec<_> = indexes.map(|index| self.ring.spawn(self.clone().finish_volume(index))).collect();
@@ -194,16 +198,32 @@ impl Store {
                 tracing::error!("{}: hangs; its next start looks at everything", folder.display());
             }
         }
-        let crate::cache::CacheStats { hits, misses } = self.cache.stats();
+        let stats = self.core.ask_all(|server| async move {
+            let crate::cache::CacheStats { hits, misses } = server.store.cache.stats();
+            (hits, misses)
+        });
+        let (hits, misses) = stats.await.into_iter().fold((0, 0), |sum, core| (sum.0 + core.0, sum.1 + core.1));
         tracing::info!("block cache: {hits} blocks were there, {misses} were not");
-        self.volumes.borrow().iter().for_each(|volume| volume.release());
+        let count = self.volumes.borrow().len() as u16;
+        for index in 0..count {
+            self.release(index).await;
+        }
     }
 
     async fn finish_volume(self: Rc<Self>, index: u16) {
-        let volume = self.volume(index);
-        if !volume.is_usable() {
+        if !self.volume(index).is_usable() {
             return;
         }
+        let at_rest = self.core.ask_all(move |server| async move { server.store.rest_here(index).await });
+        let at_rest = Closed::of_all(at_rest.await);
+        if at_rest.sound && at_rest.listable {
+            self.leave_list(&self.volume(index), at_rest.chunks).await;
+        }
+    }
+
+    /// This core's chunks of a volume are brought to rest, and its log says so.
+    async fn rest_here(&self, index: u16) -> Closed {
+        let volume = self.volume(index);
         let chunks: Vec<_> = self.in_use.borrow().values().cloned().collect();
         let mut sound = true;
         for chunk in chunks {
@@ -217,8 +237,8 @@ impl Store {
             }
         }
         if sound {
-            let chunks = self.registry.borrow().of_volume(index);
-            self.rest_volume(&volume, chunks, !self.has_duplicates(index)).await;
+            sound = self.rest_log(&volume).await;
         }
+        Closed { sound, listable: !self.has_duplicates(index), chunks: self.core.of_volume(index) }
     }
 }

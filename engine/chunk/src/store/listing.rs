@@ -1,9 +1,12 @@
 //! What the master and the tools are told of the disks.
 
+use std::sync::atomic::Ordering;
+
 use wire::data::DiskEntry;
 use wire::{ChunkId, DiskTotal, DiskTotals, ServerSpace};
 
 use super::Store;
+use crate::cores::lock;
 use crate::disk_stats::no_stats;
 use crate::folders::FolderLine;
 use crate::volume::{Volume, VolumeState};
@@ -12,17 +15,17 @@ impl Store {
     /// Sums over the disks, for the master. Spec 40, 3.1.
     pub(crate) fn server_space(&self) -> ServerSpace {
         let mut sum = ServerSpace { used: 0, total: 0, chunks: 0, tdused: 0, tdtotal: 0, tdchunks: 0 };
-        for volume in self.volumes.borrow().iter().filter(|volume| volume.state.get() == VolumeState::Ready) {
-            let space = volume.space.get();
+        for volume in self.volumes.borrow().iter().filter(|volume| volume.state() == VolumeState::Ready) {
+            let space = volume.space();
             let used = space.total_bytes.saturating_sub(space.available_bytes);
             if volume.is_marked() {
                 sum.tdused += used;
                 sum.tdtotal += space.total_bytes;
-                sum.tdchunks += volume.chunks.get();
+                sum.tdchunks += volume.chunks();
             } else {
                 sum.used += used;
                 sum.total += space.total_bytes;
-                sum.chunks += volume.chunks.get();
+                sum.chunks += volume.chunks();
             }
         }
         sum
@@ -33,7 +36,7 @@ impl Store {
         let volumes = self.volumes.borrow();
         let totals = volumes.iter().filter(|volume| volume.is_ours()).map(|volume| {
             let DiskEntry { path, flags, errchunkid, errtime, used, total, chunks, .. } = disk_entry(volume);
-            DiskTotal { path, flags, errchunkid, errtime, used, total, chunks, stats: volume.stats.totals() }
+            DiskTotal { path, flags, errchunkid, errtime, used, total, chunks, stats: volume.stats_totals() }
         });
         DiskTotals(Some(totals.collect()))
     }
@@ -57,16 +60,18 @@ const SCANNING: u8 = 4;
 const INVALID: u8 = 8;
 
 fn disk_entry(volume: &Volume) -> DiskEntry {
-    let state = volume.state.get();
-    let space = volume.space.get();
+    let state = volume.state();
+    let space = volume.space();
     let mark = if volume.is_marked() { MARKED } else { 0 };
     let last_error = volume.last_error();
     let (used, total, state_flag) = match state {
-        VolumeState::Scanning => (u64::from(volume.scanned_subfolders.get()) * 100 / 256, 0, SCANNING),
+        VolumeState::Scanning => {
+            (u64::from(volume.scanned_subfolders.load(Ordering::Relaxed)) * 100 / 256, 0, SCANNING)
+        }
         VolumeState::Ready => (space.total_bytes.saturating_sub(space.available_bytes), space.total_bytes, 0),
         VolumeState::Damaged | VolumeState::Leaving | VolumeState::Gone => (0, 0, DAMAGED),
     };
-    let stats = volume.stats.recent();
+    let stats = lock(&volume.history).recent();
     DiskEntry {
         path: volume.line().shown_path(),
         flags: mark | state_flag,
@@ -74,7 +79,7 @@ fn disk_entry(volume: &Volume) -> DiskEntry {
         errtime: last_error.map_or(0, |error| error.wall_sec),
         used,
         total,
-        chunks: volume.chunks.get(),
+        chunks: volume.chunks(),
         stats,
     }
 }

@@ -1,9 +1,10 @@
-//! All chunks of one server: volumes, registry, chunks in use. One core owns a store; nothing of it is shared.
+//! All chunks of one core: volumes, its part of the registry, chunks in use. What it shares with others is in `cores`.
 //!
 //! A chunk in use is a `Chunk`: its lock, its open file and its table of sums, kept while it is used and for some
 //! seconds after. Reading and writing of blocks is in `blocks`, the master's operations in `operations`, what happens
 //! at start and stop in `life`.
 
+mod across;
 pub(crate) mod balance;
 pub(crate) mod blocks;
 pub(crate) mod disks;
@@ -13,26 +14,29 @@ pub(crate) mod operations;
 pub(crate) mod recover;
 pub(crate) mod scratch;
 mod sync;
-mod torn;
+pub(crate) mod torn;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
+use ring::local::Semaphore;
 use ring::{File, Instant, IoBufExt, OpenHow, Ring};
 use wire::{ChunkId, Version};
 
 use crate::cache::Cache;
+use crate::cores::Core;
 use crate::counters::Counters;
 use crate::error::ChunkError;
 use crate::fair_lock::{FairLock, Guard, Hold, Turn};
+use crate::intents::IntentLog;
 use crate::intents::record::Repair;
 use crate::layout::{BlockIndex, Form, HeaderWords, TABLE_BYTES, decode_header, encode_header, shape};
-use crate::registry::{Place, Registry};
-use crate::reports::Reports;
+use crate::registry::Place;
 use crate::settings::{IoMode, LiveSettings};
 use crate::sums::SumTable;
 use crate::volume::Volume;
@@ -51,22 +55,22 @@ const IDLE_OPEN_MAX: usize = 400;
 pub(crate) struct Store {
     pub(crate) ring: Ring,
     pub(crate) settings: Rc<LiveSettings>,
+    pub(crate) core: Rc<Core>,
+    /// Numbered alike on all cores.
     pub(crate) volumes: RefCell<Vec<Rc<Volume>>>,
-    pub(crate) registry: RefCell<Registry>,
-    pub(crate) reports: Reports,
-    pub(crate) counters: Counters,
+    pub(crate) counters: Arc<Counters>,
     pub(crate) duplicates: RefCell<Vec<Duplicate>>,
-    /// Volumes whose files are being listed.
-    scans_under_way: Cell<u32>,
-    moving: Cell<balance::Moving>,
-    /// When the next block may come from another server.
-    pub(crate) next_replicated_block: Cell<Instant>,
+    /// This core's log of the volume that comes next.
+    next_log: RefCell<Option<Rc<IntentLog>>>,
+    /// New chunks of this core that the owner of their source is making.
+    reserved: RefCell<BTreeMap<ChunkId, (Rc<Chunk>, Guard)>>,
+    /// One at a time writes a list of torn chunks.
+    torn_lock: Semaphore,
     pub(crate) cache: Cache,
     /// Blocks that the cache may hold.
     pub(crate) cache_blocks: usize,
     scratch: ScratchPool,
     table_scratch: ScratchPool,
-    torn: RefCell<torn::TornChunks>,
     in_use: RefCell<BTreeMap<ChunkId, Rc<Chunk>>>,
 }
 
@@ -123,26 +127,29 @@ struct OpenFile {
 }
 
 impl Store {
-    pub(crate) fn new(ring: &Ring, settings: Rc<LiveSettings>) -> Store {
-        let cache_blocks = settings.get().cache_blocks(ring.free_buffers());
+    pub(crate) fn new(ring: &Ring, settings: Rc<LiveSettings>, core: Rc<Core>) -> Store {
+        let cache_blocks = settings.get().cache_blocks(ring.free_buffers(), core.count());
         Store {
             cache: Cache::new(cache_blocks),
             cache_blocks,
             ring: ring.clone(),
             settings,
             volumes: RefCell::default(),
-            registry: RefCell::default(),
-            reports: Reports::default(),
-            counters: Counters::default(),
+            counters: core.counters(),
+            core,
             duplicates: RefCell::default(),
-            scans_under_way: Cell::new(0),
-            moving: Cell::default(),
-            next_replicated_block: Cell::new(ring.now()),
+            next_log: RefCell::default(),
+            reserved: RefCell::default(),
+            torn_lock: Semaphore::new(1),
             scratch: ScratchPool::new(ring, SCRATCH_BLOCKS),
             table_scratch: ScratchPool::new(ring, TABLE_SCRATCH_BLOCKS),
-            torn: RefCell::default(),
             in_use: RefCell::default(),
         }
+    }
+
+    /// Buffers that are kept aside, and not in the pool.
+    pub(crate) fn kept_aside(&self) -> usize {
+        SCRATCH_BLOCKS + TABLE_SCRATCH_BLOCKS
     }
 
     pub(crate) fn volume(&self, index: u16) -> Rc<Volume> {
@@ -190,32 +197,32 @@ impl Store {
 
     /// Do we have this chunk, on a disk that works?
     pub(crate) fn has(&self, id: ChunkId) -> bool {
-        self.registry.borrow().get(id).is_some_and(|place| self.volume(place.volume).is_usable())
+        self.core.place(id).is_some_and(|place| self.volume(place.volume).is_usable())
     }
 
     /// Is this chunk on a disk that does not answer?
     pub(crate) fn waits_for_hanging_disk(&self, id: ChunkId) -> bool {
-        self.registry.borrow().get(id).is_some_and(|place| self.volume(place.volume).health.hangs())
+        self.core.place(id).is_some_and(|place| self.volume(place.volume).health.hangs())
     }
 
     fn place(&self, id: ChunkId) -> Result<Place, ChunkError> {
-        self.registry.borrow().get(id).ok_or(ChunkError::NoChunk)
+        self.core.place(id).ok_or(ChunkError::NoChunk)
     }
 
     /// The handle of a chunk that the registry knows.
     fn known(&self, id: ChunkId) -> Result<Rc<Chunk>, ChunkError> {
-        let Some(place) = self.registry.borrow().get(id) else {
-            if self.scans_under_way.get() > 0 {
+        let Some(place) = self.core.place(id) else {
+            if self.scans_under_way() > 0 {
                 return Err(ChunkError::Busy); // it may yet be found
             }
-            self.reports.lost(id);
+            self.core.shared.reports.lost(id);
             return Err(ChunkError::NoChunk);
         };
         let volume = self.volume(place.volume);
         if !volume.is_usable() {
             return Err(ChunkError::NoChunk);
         }
-        if volume.recovering.get() || volume.health.hangs() {
+        if volume.is_recovering() || volume.health.hangs() {
             return Err(ChunkError::Busy);
         }
         Ok(self.handle(id))
@@ -230,7 +237,7 @@ impl Store {
         if id.0 == 0 {
             return Err(ChunkError::Invalid);
         }
-        if self.registry.borrow().get(id).is_some() {
+        if self.core.place(id).is_some() {
             return Err(ChunkError::Exists);
         }
         let chunk = Rc::new(Chunk::new(id, self.ring.now()));
@@ -340,7 +347,7 @@ impl Store {
 
     /// Opens a chunk file as its volume's mode and its layout allow. Gives file, layout, blocks and alignment.
     async fn open_file(&self, volume: &Volume, path: &std::path::Path) -> Result<(File, Form, u16, u32), ChunkError> {
-        let how = OpenHow { read: true, write: volume.intents.is_some(), ..how_to_open(volume.mode.get()) };
+        let how = OpenHow { read: true, write: volume.intents.is_some(), ..how_to_open(volume.mode()) };
         let file = self.open_as_volume_allows(volume, path, how).await?;
         let (form, blocks) = shape(file.stat().await?.size).ok_or(ChunkError::BadLength)?;
         let alignment = file.direct_alignment();
@@ -356,7 +363,7 @@ impl Store {
         match self.ring.open(path, how).await {
             Err(error) if how.direct && error.kind() == io::ErrorKind::InvalidInput => {
                 tracing::info!("{}: no direct IO here, going through the page cache", volume.folder.display());
-                volume.mode.set(IoMode::Buffered);
+                volume.fall_to_buffered();
                 self.ring.open(path, OpenHow { direct: false, ..how }).await
             }
             other => other,
@@ -381,8 +388,8 @@ impl Store {
             return;
         }
         tracing::error!("chunk {id} on {} is damaged: {error}", volume.folder.display());
-        self.reports.damaged(id);
-        self.reports.disk_error();
+        self.core.shared.reports.damaged(id);
+        self.core.shared.reports.disk_error();
         if volume.note_error(id, error.is_hard(), &self.ring, &self.settings.get()) {
             self.lose_volume(volume);
         }

@@ -62,14 +62,14 @@ impl Store {
             _ => {}
         }
         self.sync_name_if_asked(&path).await?;
-        self.registry.borrow_mut().remove(id);
+        self.core.remove(id);
         volume.count_file(place.subfolder, -1);
-        volume.blocks.set(volume.blocks.get().saturating_sub(u64::from(blocks)));
+        volume.remove_blocks(u64::from(blocks));
         if let Some(log) = &volume.intents {
             log.settle(id, u64::MAX);
         }
         self.forget(&chunk);
-        self.reports.forget(id);
+        self.core.shared.reports.forget(id);
         self.forget_torn(id).await;
         Ok(())
     }
@@ -111,6 +111,9 @@ impl Store {
         length_bytes: Option<u32>,
     ) -> Result<(), ChunkError> {
         let version = if version == Version::ANY { source.version().ok_or(ChunkError::NoChunk)? } else { version };
+        if !self.core.owns(id) {
+            return self.duplicate_for_another_core(source, (id, version), length_bytes).await;
+        }
         let mut new = self.begin_file(id).await?;
         if let Err(error) = self.copy_blocks(source, &mut new, length_bytes).await {
             self.abandon_file(new).await;
@@ -221,9 +224,8 @@ impl Store {
             open.blocks = new_blocks;
             open.file_blocks = new_blocks;
             open.sums_changed = true;
-            open.volume
-                .blocks
-                .set((open.volume.blocks.get() + u64::from(new_blocks)).saturating_sub(u64::from(old_blocks)));
+            open.volume.add_blocks(u64::from(new_blocks));
+            open.volume.remove_blocks(u64::from(old_blocks));
         }
         self.write_table(chunk).await
     }
@@ -306,7 +308,7 @@ impl Store {
         if chunk.gone.get() {
             return Err(ChunkError::NoChunk); // its disk was given up meanwhile
         }
-        self.registry.borrow_mut().insert(chunk.id, place);
+        self.core.insert(chunk.id, place);
         if let Some(open) = chunk.state.borrow_mut().as_mut() {
             open.place = place;
         }
@@ -350,7 +352,7 @@ impl Store {
     /// An empty file under the chunk's temporary name. Errors: the disk's.
     pub(super) async fn create_on(&self, volume: &Rc<Volume>, id: ChunkId) -> Result<File, ChunkError> {
         let _under_way = volume.health.begin(&self.ring);
-        let (mode, as_volume) = (self.settings.get().file_mode, super::how_to_open(volume.mode.get()));
+        let (mode, as_volume) = (self.settings.get().file_mode, super::how_to_open(volume.mode()));
         let how = OpenHow { read: true, write: true, create: true, truncate: true, mode, ..as_volume };
         let path = volume.temporary_path(id);
         let mut file = self.open_as_volume_allows(volume, &path, how).await?;
@@ -394,14 +396,19 @@ impl Store {
                 Ok(())
             }
             Err(error) => {
-                tracing::error!("chunk {} cannot be made on {}: {error}", new.chunk.id, new.volume.folder.display());
-                self.reports.disk_error();
-                if new.volume.note_error(new.chunk.id, error.is_hard(), &self.ring, &self.settings.get()) {
-                    self.lose_volume(&new.volume);
-                }
+                self.note_not_made(&new, &error);
                 self.abandon_file(new).await;
                 Err(error)
             }
+        }
+    }
+
+    /// Notes that a chunk could not be made, against its disk.
+    pub(super) fn note_not_made(&self, new: &NewFile, error: &ChunkError) {
+        tracing::error!("chunk {} cannot be made on {}: {error}", new.chunk.id, new.volume.folder.display());
+        self.core.shared.reports.disk_error();
+        if new.volume.note_error(new.chunk.id, error.is_hard(), &self.ring, &self.settings.get()) {
+            self.lose_volume(&new.volume);
         }
     }
 
@@ -446,8 +453,8 @@ impl Store {
         self.cache.forget_chunk(new.chunk.id);
         let alignment = new.file.direct_alignment().max(1);
         new.volume.count_file(place.subfolder, 1);
-        new.volume.blocks.set(new.volume.blocks.get() + u64::from(new.blocks));
-        self.registry.borrow_mut().insert(new.chunk.id, place);
+        new.volume.add_blocks(u64::from(new.blocks));
+        self.core.insert(new.chunk.id, place);
         *new.chunk.state.borrow_mut() = Some(OpenFile {
             file: new.file,
             volume: new.volume,
@@ -509,18 +516,18 @@ impl Store {
     }
 
     /// The disk for a new chunk: each gets them in proportion to its size. Spec 21, 8.3.
-    fn choose_volume(&self) -> Option<Rc<Volume>> {
+    pub(super) fn choose_volume(&self) -> Option<Rc<Volume>> {
         let volumes = self.volumes.borrow();
         let takers: Vec<&Rc<Volume>> = volumes.iter().filter(|volume| volume.takes_chunks()).collect();
         let has_room = |volume: &Volume| {
-            let space = volume.space.get();
+            let space = volume.space();
             space.available_bytes >= space.total_bytes / 1000
         };
         let roomy: Vec<&Rc<Volume>> = takers.iter().copied().filter(|volume| has_room(volume)).collect();
         let candidates = if roomy.is_empty() { takers } else { roomy };
-        let total: f64 = candidates.iter().map(|volume| volume.space.get().total_bytes as f64).sum();
+        let total: f64 = candidates.iter().map(|volume| volume.space().total_bytes as f64).sum();
         for volume in &candidates {
-            volume.credit.set(volume.credit.get() + volume.space.get().total_bytes as f64 / total.max(1.0));
+            volume.credit.set(volume.credit.get() + volume.space().total_bytes as f64 / total.max(1.0));
         }
         let chosen = candidates.into_iter().max_by(|a, b| a.credit.get().total_cmp(&b.credit.get()))?;
         chosen.credit.set(chosen.credit.get() - 1.0);

@@ -33,13 +33,24 @@ pub(crate) struct Recovered {
     pub(crate) torn_blocks: u32,
 }
 
+impl std::iter::Sum for Recovered {
+    fn sum<Cores: Iterator<Item = Recovered>>(cores: Cores) -> Recovered {
+        cores.fold(Recovered::default(), |sum, core| Recovered {
+            chunks: sum.chunks + core.chunks,
+            sums_put_right: sum.sums_put_right + core.sums_put_right,
+            truncations_ended: sum.truncations_ended + core.truncations_ended,
+            torn_blocks: sum.torn_blocks + core.torn_blocks,
+        })
+    }
+}
+
 impl Store {
-    /// Puts right what the log of volume `index` asks for.
+    /// Puts right what the logs of volume `index` ask for, of chunks that this core owns.
     pub(crate) async fn recover(&self, index: u16, repairs: Repairs) -> Recovered {
         let mut done = Recovered::default();
         let mut torn_chunks = Vec::new();
         for (id, repair) in repairs {
-            let place = self.registry.borrow().get(id);
+            let place = self.core.place(id);
             if place.is_none_or(|place| place.volume != index || place.version != repair.version) {
                 continue; // deleted, or the change of its version was later and had the table written
             }
@@ -52,7 +63,7 @@ impl Store {
                 }
                 Err(error) => {
                     tracing::error!("chunk {id}: cannot be put right after the crash: {error}");
-                    self.reports.damaged(id);
+                    self.core.shared.reports.damaged(id);
                 }
             }
         }

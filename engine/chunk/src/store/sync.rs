@@ -78,7 +78,7 @@ impl Store {
             self.ring.spawn(async move {
                 if let Err(error) = store.checkpoint(&volume).await {
                     tracing::error!("{}: cannot be synced: {error}", volume.folder.display());
-                    store.reports.disk_error();
+                    store.core.shared.reports.disk_error();
                 }
                 volume.syncing.set(false);
             });

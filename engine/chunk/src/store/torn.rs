@@ -14,6 +14,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::MutexGuard;
 use std::time::Duration;
 
 use ring::Instant;
@@ -21,6 +22,7 @@ use wire::limits::CHUNK_BYTES;
 use wire::{ChunkId, Version};
 
 use super::Store;
+use crate::cores::lock;
 use crate::error::ChunkError;
 use crate::layout::BlockIndex;
 use crate::volume::Volume;
@@ -81,7 +83,7 @@ fn put_line(id: ChunkId, torn: &Torn, out: &mut String) {
     }; // writing to a string does not fail
 }
 
-/// The torn chunks of all volumes.
+/// The torn chunks of all volumes, and of all cores: there are few, and one file for each volume.
 #[derive(Default)]
 pub(crate) struct TornChunks {
     known: BTreeMap<ChunkId, Known>,
@@ -96,7 +98,7 @@ struct Known {
 
 impl TornChunks {
     /// The volume is not in use any more; its list stays on it.
-    pub(super) fn forget_volume(&mut self, volume: u16) {
+    fn forget_volume(&mut self, volume: u16) {
         self.known.retain(|_, known| known.volume != volume);
     }
 
@@ -106,6 +108,14 @@ impl TornChunks {
 }
 
 impl Store {
+    fn torn(&self) -> MutexGuard<'_, TornChunks> {
+        lock(&self.core.shared.torn)
+    }
+
+    pub(super) fn forget_torn_of(&self, index: u16) {
+        self.torn().forget_volume(index);
+    }
+
     /// Reads what earlier starts found torn on this volume. Chunks that changed since are not meant any more.
     pub(super) async fn load_torn(&self, index: u16, volume: &Volume) -> io::Result<()> {
         let path = volume.folder.join(LIST_NAME);
@@ -120,9 +130,9 @@ impl Store {
         }
         let text = String::from_utf8_lossy(&self.ring.read_file(&path).await?).into_owned();
         for (id, torn) in parse(&text) {
-            let place = self.registry.borrow().get(id);
+            let place = self.core.place(id);
             if place.is_some_and(|place| place.volume == index && place.version == torn.version) {
-                self.torn.borrow_mut().known.insert(id, Known { volume: index, torn, told: None });
+                self.torn().known.insert(id, Known { volume: index, torn, told: None });
             }
         }
         Ok(())
@@ -134,14 +144,14 @@ impl Store {
             return;
         }
         for (id, torn) in found {
-            self.torn.borrow_mut().known.insert(id, Known { volume: index, torn, told: None });
+            self.torn().known.insert(id, Known { volume: index, torn, told: None });
         }
         self.write_torn(index).await;
     }
 
     /// The chunk is whole again, or gone.
     pub(super) async fn forget_torn(&self, id: ChunkId) {
-        let known = self.torn.borrow_mut().known.remove(&id);
+        let known = self.torn().known.remove(&id);
         if let Some(known) = known {
             self.write_torn(known.volume).await;
         }
@@ -149,10 +159,16 @@ impl Store {
 
     /// The list of one volume. If it cannot be written, a restart takes these chunks for rotten: nothing wrong is read.
     async fn write_torn(&self, index: u16) {
+        // By the first core, so that no two are at the file.
+        self.core.ask(0, move |server| async move { server.store.write_torn_here(index).await }).await;
+    }
+
+    async fn write_torn_here(&self, index: u16) {
+        let _alone = self.torn_lock.acquire(1).await;
         let volume = self.volume(index);
         let path = volume.folder.join(LIST_NAME);
         let mut text = String::new();
-        for (id, torn) in self.torn.borrow().of_volume(index) {
+        for (id, torn) in self.torn().of_volume(index) {
             put_line(id, torn, &mut text);
         }
         let written = match text.is_empty() {
@@ -171,21 +187,21 @@ impl Store {
     /// it got names them like all others.
     pub(crate) fn report_torn(&self) {
         let now = self.ring.now();
-        for (id, known) in &mut self.torn.borrow_mut().known {
+        for (id, known) in &mut self.torn().known {
             known.told = Some(now);
-            self.reports.damaged(*id);
+            self.core.shared.reports.damaged(*id);
         }
     }
 
     /// Errors: `Sum` for a torn chunk: it must not get another version with the bad block still in it.
     pub(super) fn refuse_torn(&self, id: ChunkId) -> Result<(), ChunkError> {
-        if self.torn.borrow().known.contains_key(&id) { Err(ChunkError::Sum) } else { Ok(()) }
+        if self.torn().known.contains_key(&id) { Err(ChunkError::Sum) } else { Ok(()) }
     }
 
     /// What is torn in the chunk, if the master knows of it and wants the chunk all the same. Errors: `Sum` if it may
     /// not know yet; then the copy is damaged for it.
     pub(super) fn torn_to_accept(&self, id: ChunkId) -> Result<Option<Torn>, ChunkError> {
-        let torn = self.torn.borrow();
+        let torn = self.torn();
         let Some(known) = torn.known.get(&id) else { return Ok(None) };
         let knows = known.told.is_some_and(|told| told.elapsed(&self.ring) >= REPORT_TRAVELS);
         if knows { Ok(Some(known.torn.clone())) } else { Err(ChunkError::Sum) }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test: a panic is its way to fail")]
 
 mod caching;
+mod cores;
 mod crashes;
 mod disks;
 mod monitor;

@@ -37,6 +37,7 @@ pub(crate) struct Bed {
     pub(crate) io_mode: IoMode,
     pub(crate) is_simulated: bool,
     pub(crate) block_cache_mib: u32,
+    pub(crate) cores: usize,
 }
 
 const NODES: u8 = 5;
@@ -58,20 +59,37 @@ pub(crate) fn sim_bed(world: &World, io_mode: IoMode) -> Bed {
             Node { ring: world.ring(world.node(ip)), ip, root: PathBuf::from("/data") }
         })
         .collect();
-    Bed { nodes, io_mode, is_simulated: true, block_cache_mib: 4 }
+    Bed { nodes, io_mode, is_simulated: true, block_cache_mib: 4, cores: 1 }
 }
 
-/// Runs a scenario in a simulated world and on the real drivers, with direct and with buffered files.
+/// Runs a scenario in a simulated world and on the real drivers, with direct and with buffered files, and there with
+/// servers of one core and of three.
 pub(crate) fn everywhere<Fut: Future<Output = ()> + 'static>(scenario: impl Fn(Bed) -> Fut) {
     in_sim(1, &scenario);
     for driver in [DriverChoice::Uring, DriverChoice::Epoll] {
         for io_mode in [IoMode::Direct, IoMode::Buffered] {
-            on_driver(driver, io_mode, &scenario);
+            for cores in [1, 3] {
+                on_driver(driver, io_mode, cores, &scenario);
+            }
         }
     }
 }
 
-fn on_driver<Fut: Future<Output = ()>>(driver: DriverChoice, io_mode: IoMode, scenario: impl Fn(Bed) -> Fut) {
+/// Runs a scenario on the real drivers alone, with direct and with buffered files.
+pub(crate) fn on_real_drivers<Fut: Future<Output = ()>>(cores: usize, scenario: impl Fn(Bed) -> Fut) {
+    for driver in [DriverChoice::Uring, DriverChoice::Epoll] {
+        for io_mode in [IoMode::Direct, IoMode::Buffered] {
+            on_driver(driver, io_mode, cores, &scenario);
+        }
+    }
+}
+
+fn on_driver<Fut: Future<Output = ()>>(
+    driver: DriverChoice,
+    io_mode: IoMode,
+    cores: usize,
+    scenario: impl Fn(Bed) -> Fut,
+) {
     static NEXT_NET: AtomicU8 = AtomicU8::new(0);
     let net = NEXT_NET.fetch_add(1, Ordering::Relaxed);
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -85,7 +103,7 @@ fn on_driver<Fut: Future<Output = ()>>(driver: DriverChoice, io_mode: IoMode, sc
                 root: folder.path().join(number.to_string()),
             })
             .collect();
-        scenario(Bed { nodes, io_mode, is_simulated: false, block_cache_mib: 4 })
+        scenario(Bed { nodes, io_mode, is_simulated: false, block_cache_mib: 4, cores })
     });
     match ran {
         Err(error) if driver == DriverChoice::Uring => eprintln!("no io_uring here, driver not tested: {error}"),
@@ -191,6 +209,7 @@ impl Bed {
             test_speed: 0.0,
             io_mode: self.io_mode,
             block_cache_mib: self.block_cache_mib,
+            cores: self.cores,
             ..Settings::new(node.root.join("var"), vec![FolderLine::plain(node.hdd().to_str().unwrap())])
         }
     }
