@@ -2,7 +2,8 @@
 //!
 //! The server runs on a ring pinned to core 1, its clients on another pinned to core 0. CPU per operation is read from
 //! the scheduler (`schedstat`), so that a busy machine disturbs it less than throughput. Reported, never asserted:
-//! `cargo bench -p mooring-ring --bench echo [driver [connections [reply_bytes]]]`.
+//! `cargo bench -p mooring-ring --bench echo [driver [connections [reply_bytes [features]]]]`, features as in
+//! `ring::Features::changed`, for instance `-defer_taskrun`.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use ring::{BufferedReader, DriverChoice, IoBufExt, LEAD_BYTES, Options, Ring, Stream};
+use ring::{BufferedReader, DriverChoice, Features, IoBufExt, LEAD_BYTES, Options, Ring, Stream};
 
 const REQUEST_BYTES: usize = 32;
 const MEASURED: Duration = Duration::from_millis(1500);
@@ -18,26 +19,28 @@ const MEASURED: Duration = Duration::from_millis(1500);
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     let only = |place: usize| arguments.get(place);
+    let (features, unknown) = Features::default().changed(only(3).map_or("", String::as_str));
+    assert!(unknown.is_empty(), "no such features: {unknown:?}");
     for driver in [DriverChoice::Uring, DriverChoice::Epoll] {
         for connections in [1, 8, 32] {
             for reply_bytes in [20, 4 << 10, 64 << 10] {
                 let names = [driver.to_string(), connections.to_string(), reply_bytes.to_string()];
                 let wanted = names.iter().enumerate().all(|(place, name)| only(place).is_none_or(|only| only == name));
                 if wanted {
-                    measure(driver, connections, reply_bytes);
+                    measure(driver, features, connections, reply_bytes);
                 }
             }
         }
     }
 }
 
-fn measure(driver: DriverChoice, connections: usize, reply_bytes: usize) {
+fn measure(driver: DriverChoice, features: Features, connections: usize, reply_bytes: usize) {
     let served = Arc::new(AtomicU64::new(0));
     let stop = Arc::new(AtomicBool::new(false));
     let (address_sender, address) = mpsc::channel();
     let (count, stopped) = (served.clone(), stop.clone());
     let server = std::thread::spawn(move || {
-        let options = Options { driver, pin_to_core: Some(1), ..Options::default() };
+        let options = Options { driver, pin_to_core: Some(1), features, ..Options::default() };
         ring::run(options, |ring| async move {
             let listener = ring.listen("127.0.0.1:0".parse().expect("an address")).expect("loopback listens");
             address_sender.send(listener.local()).expect("main waits");

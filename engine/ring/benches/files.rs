@@ -2,7 +2,8 @@
 //!
 //! A file of 256 MiB, written before, in the folder of the build (or in the folder named by `RING_BENCH_DIR`). Prints
 //! operations a second, CPU per operation, and whether the kernel needed threads of its own (`iou-wrk`), which it
-//! should not. Reported, never asserted: `cargo bench -p mooring-ring --bench files [driver]`.
+//! should not. Reported, never asserted: `cargo bench -p mooring-ring --bench files [driver [features]]`, features as in
+//! `ring::Features::changed`, for instance `-registered_buffers`.
 
 use std::cell::Cell;
 use std::path::PathBuf;
@@ -10,17 +11,20 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use ring::{DriverChoice, File, IoBufExt, OpenHow, Options, PAYLOAD_BYTES, Ring};
+use ring::{DriverChoice, Features, File, IoBufExt, OpenHow, Options, PAYLOAD_BYTES, Ring};
 
 const BLOCKS: u64 = 4096;
 const BLOCK_BYTES: u64 = PAYLOAD_BYTES as u64;
 const MEASURED: Duration = Duration::from_millis(1500);
 
 fn main() {
-    let only = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    let only = arguments.first();
+    let (features, unknown) = Features::default().changed(arguments.get(1).map_or("", String::as_str));
+    assert!(unknown.is_empty(), "no such features: {unknown:?}");
     for driver in [DriverChoice::Uring, DriverChoice::Epoll] {
-        if only.as_ref().is_none_or(|only| *only == driver.to_string()) {
-            let options = Options { driver, pin_to_core: Some(1), ..Options::default() };
+        if only.is_none_or(|only| *only == driver.to_string()) {
+            let options = Options { driver, pin_to_core: Some(1), features, ..Options::default() };
             if let Err(error) = ring::run(options, measure) {
                 println!("SKIPPED: {driver}: {error}");
             }

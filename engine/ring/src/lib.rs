@@ -16,6 +16,7 @@
 
 mod core;
 mod driver;
+mod features;
 mod file;
 mod folder;
 mod join;
@@ -35,6 +36,7 @@ pub mod sim;
 use sys::arena;
 
 pub use arena::{Block, LEAD_BYTES, PAYLOAD_BYTES, WholeBlock};
+pub use features::Features;
 pub use file::{File, OpenHow, Stat};
 pub use folder::{DirEntry, Space};
 pub use join::JoinHandle;

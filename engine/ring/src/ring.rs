@@ -13,6 +13,7 @@ use crate::arena::{Block, Pool};
 use crate::channel;
 use crate::core::Core;
 use crate::driver::Driver;
+use crate::features::Features;
 use crate::join::JoinHandle;
 use crate::remote::Remote;
 use crate::sys::calls::{self, Doorbell};
@@ -66,11 +67,19 @@ pub struct Options {
     pub buffers: usize,
     /// Bind this thread to a core.
     pub pin_to_core: Option<usize>,
+    /// What of the kernel's ring is used.
+    pub features: Features,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { driver: DriverChoice::Auto, entries: 256, buffers: 256, pin_to_core: None }
+        Options {
+            driver: DriverChoice::Auto,
+            entries: 256,
+            buffers: 256,
+            pin_to_core: None,
+            features: Features::default(),
+        }
     }
 }
 
@@ -98,7 +107,7 @@ where
 
 fn choose_driver(options: &Options, pool: &Rc<Pool>, remote: &std::sync::Arc<Remote>) -> io::Result<Box<dyn Driver>> {
     if options.driver != DriverChoice::Epoll {
-        match Uring::new(options.entries, pool.clone(), remote.clone()) {
+        match Uring::new(options.entries, options.features, pool.clone(), remote.clone()) {
             Ok(uring) => {
                 tracing::debug!(driver = "uring", asked = %options.driver, "ring starts");
                 return Ok(Box::new(uring));

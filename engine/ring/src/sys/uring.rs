@@ -20,6 +20,7 @@ use super::arena::{Pool, SLOT_BYTES};
 use super::offload::{Offload, stat_flags};
 use super::operation::{Key, Memory, Op, STAT_MASK, Table};
 use crate::driver::{Driver, Wait};
+use crate::features::Features;
 use crate::remote::Remote;
 use crate::time::{Instant, process_micros};
 
@@ -65,8 +66,8 @@ struct Supported {
 
 impl Uring {
     /// Sets up a ring with `entries` submission entries. Errors: io_uring is missing or forbidden.
-    pub(crate) fn new(entries: u32, pool: Rc<Pool>, remote: Arc<Remote>) -> io::Result<Uring> {
-        let ring = set_up(entries.clamp(8, 4096).next_power_of_two())?;
+    pub(crate) fn new(entries: u32, features: Features, pool: Rc<Pool>, remote: Arc<Remote>) -> io::Result<Uring> {
+        let ring = set_up(entries.clamp(8, 4096).next_power_of_two(), features)?;
         if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "this kernel's io_uring is too old (before 5.11)"));
         }
@@ -92,9 +93,17 @@ impl Uring {
         if let Err(error) = ring.submitter().register_iowq_max_workers(&mut workers) {
             tracing::debug!(%error, "io_uring: cannot bound the kernel's threads");
         }
-        let registrations = prepare_registrations(&ring, &pool);
-        let offload = Offload::new(remote.clone());
-        Ok(Uring { ring, remote, offload, pool, registrations, supported, doorbell_armed: false, reaped: Vec::new() })
+        let registrations = if features.registered_buffers { prepare_registrations(&ring, &pool) } else { Vec::new() };
+        Ok(Uring {
+            ring,
+            offload: Offload::new(remote.clone()),
+            remote,
+            pool,
+            registrations,
+            supported,
+            doorbell_armed: false,
+            reaped: Vec::new(),
+        })
     }
 
     /// Queues an entry.
@@ -310,23 +319,24 @@ const NEEDED: [(u8, &str); 12] = [
 ];
 
 /// The way of running completions, best first. The kernel refuses what it does not know with EINVAL.
-fn set_up(entries: u32) -> io::Result<IoUring> {
-    type Step = (&'static str, fn(&mut io_uring::Builder));
+fn set_up(entries: u32, features: Features) -> io::Result<IoUring> {
+    type Step = (bool, &'static str, fn(&mut io_uring::Builder));
+    let Features { defer_taskrun, coop_taskrun, .. } = features;
     let steps: [Step; 4] = [
-        ("deferred completions, no index array (Linux 6.6)", |builder| {
+        (defer_taskrun, "deferred completions, no index array (Linux 6.6)", |builder| {
             builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_no_sqarray();
             builder.setup_submit_all();
         }),
-        ("deferred completions (Linux 6.1)", |builder| {
+        (defer_taskrun, "deferred completions (Linux 6.1)", |builder| {
             builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_submit_all();
         }),
-        ("cooperative completions (Linux 5.19)", |builder| {
+        (coop_taskrun, "cooperative completions (Linux 5.19)", |builder| {
             builder.setup_coop_taskrun().setup_taskrun_flag().setup_submit_all();
         }),
-        ("plain completions", |_| {}),
+        (true, "plain completions", |_| {}),
     ];
     let mut last_error = None;
-    for (name, set) in steps {
+    for (_, name, set) in steps.into_iter().filter(|(wanted, ..)| *wanted) {
         let mut builder = IoUring::builder();
         builder.dontfork().setup_clamp().setup_cqsize(entries * 4);
         set(&mut builder);

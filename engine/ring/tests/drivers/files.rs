@@ -32,6 +32,23 @@ on_both_drivers! {
         assert!(block.payload().iter().zip(0u32..).all(|(byte, at)| *byte == (at % 251) as u8));
     }
 
+    async fn a_descriptor_that_was_used_often_and_closed_means_another_file_the_next_time(ring: Ring) {
+        let folder = folder();
+        for number in 0..20u8 {
+            // Closed at the end of each turn: the next file has the same number.
+            let file = ring.open(&folder.path().join(number.to_string()), OpenHow::create_new(0o600)).await.unwrap();
+            for at in 0..40u64 {
+                file.write_all_at(vec![number; 10], at * 10).await.0.unwrap();
+                assert_eq!(file.read_at(vec![99; 10], at * 10).await.1, vec![number; 10]);
+            }
+            drop(file);
+            ring.yield_now().await;
+        }
+        for number in 0..20u8 {
+            assert_eq!(contents(&ring, &folder.path().join(number.to_string())).await, vec![number; 400]);
+        }
+    }
+
     async fn what_is_written_is_read(ring: Ring) {
         let folder = folder();
         let path = folder.path().join("file");

@@ -260,6 +260,18 @@ on_both_drivers! {
         }
     }
 
+    async fn a_connection_that_was_used_often_ends_when_it_is_dropped(ring: Ring) {
+        for _ in 0..5 {
+            let (client, server) = pair(&ring).await;
+            for _ in 0..30 {
+                client.send_all(vec![1; 40_000]).await.0.unwrap();
+                server.recv_exact(vec![0; 40_000]).await.0.unwrap();
+            }
+            drop(server);
+            assert_eq!(client.recv(vec![0; 1]).await.0.unwrap(), 0);
+        }
+    }
+
     async fn a_connection_moves_to_another_ring(ring: Ring) {
         let (client, server) = pair(&ring).await;
         client.send_all(b"before").await.0.unwrap();

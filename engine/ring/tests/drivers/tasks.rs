@@ -171,7 +171,7 @@ fn tasks_that_are_left_are_dropped_at_the_end() {
     for driver in [ring::DriverChoice::Uring, ring::DriverChoice::Epoll] {
         let left = Rc::new(());
         let witness = Rc::downgrade(&left);
-        crate::on(driver, |ring| async move {
+        crate::on(driver, ring::Features::default(), |ring| async move {
             let ring_ = ring.clone();
             ring.spawn(async move {
                 let listener = ring_.listen("127.0.0.1:0".parse().unwrap()).unwrap();
