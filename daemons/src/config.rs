@@ -75,6 +75,13 @@ impl Config {
         Config { source: source.to_owned(), values, asked: Mutex::default() }
     }
 
+    /// Takes over what `other` says of names that are not set here.
+    pub fn add_defaults(&mut self, other: &Config) {
+        for (name, value) in &other.values {
+            self.values.entry(name.clone()).or_insert_with(|| value.clone());
+        }
+    }
+
     /// The file that was read, for messages.
     pub fn source(&self) -> &Path {
         &self.source
@@ -147,14 +154,19 @@ impl Config {
 
     /// Mention names in the file that nobody asked for. Call it once everything has been read; never fatal.
     pub fn warn_unused(&self) {
-        let asked = self.asked.lock().expect("no holder of this lock panics");
-        for name in self.values.keys().filter(|name| !asked.contains(*name)) {
-            if KNOWN_WITHOUT_EFFECT.contains(&name.as_str()) {
+        for name in self.unused() {
+            if KNOWN_WITHOUT_EFFECT.contains(&name) {
                 debug!("{}: {name} has no effect in Mooring", self.source.display());
             } else {
                 warn!("{}: nothing reads {name} (unknown, or not supported yet)", self.source.display());
             }
         }
+    }
+
+    /// Names in the file that nobody asked for.
+    pub(crate) fn unused(&self) -> Vec<&str> {
+        let asked = self.asked.lock().expect("no holder of this lock panics");
+        self.values.keys().filter(|name| !asked.contains(*name)).map(String::as_str).collect()
     }
 
     /// Names that were asked for and are not in the file, for `-u`.

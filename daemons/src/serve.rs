@@ -3,8 +3,8 @@
 use std::fmt::Display;
 
 use ring::channel::{self, Receiver};
-use ring::{DriverChoice, Options, Ring};
-use tracing::info;
+use ring::{DriverChoice, Features, Options, Ring};
+use tracing::{info, warn};
 use wire::MetaId;
 
 use crate::chunkserver as chunkserver_shell;
@@ -47,7 +47,8 @@ pub fn master(daemon: Daemon, decisions: MetadataDecisions) -> Result<(), String
 }
 
 /// Run a chunkserver until it is told to stop. Errors: why it cannot start, or cannot go on.
-pub fn chunkserver(daemon: Daemon) -> Result<(), String> {
+pub fn chunkserver(mut daemon: Daemon) -> Result<(), String> {
+    chunkserver_shell::profile::apply(&mut daemon.config)?;
     let settings = chunkserver_shell::from_config(&daemon.config)?;
     let config_path = daemon.config_path.clone();
     let buffers = settings.buffers();
@@ -59,6 +60,17 @@ pub fn chunkserver(daemon: Daemon) -> Result<(), String> {
 /// `RING_DRIVER = auto|uring|epoll`, an option of ours in every daemon's file.
 fn driver(config: &Config) -> DriverChoice {
     config.parsed("RING_DRIVER", DriverChoice::Auto)
+}
+
+/// `RING_FEATURES = -registered_buffers -defer_taskrun`, an option of ours in every daemon's file: what of io_uring is
+/// not to be used, to measure it, or where a kernel is in trouble with it.
+fn features(config: &Config) -> Features {
+    let words = config.text("RING_FEATURES", "");
+    let (features, unknown) = Features::default().changed(&words);
+    for word in unknown {
+        warn!("RING_FEATURES: {word} is unknown; there are {}", Features::NAMES.join(", "));
+    }
+    features
 }
 
 /// Run `main` on a ring of this thread; it gets the process's signals as wishes, and calls its last argument when it
@@ -73,7 +85,8 @@ where
     Main: Future<Output = Result<(), Error>>,
     Error: Display,
 {
-    let options = Options { driver: driver(&daemon.config), buffers, ..Options::default() };
+    let options =
+        Options { driver: driver(&daemon.config), buffers, features: features(&daemon.config), ..Options::default() };
     daemon.configuration_is_read();
     let (sender, wishes) = channel::channel();
     signals::listen(daemon.foreground, move |wish| {

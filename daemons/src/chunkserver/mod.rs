@@ -1,6 +1,7 @@
 //! The chunkserver: `mfschunkserver.cfg` and `mfshdd.cfg` into settings, signals into stops and reloads, `chunk` does
 //! the rest.
 
+pub mod profile;
 mod settings;
 
 use std::path::PathBuf;
@@ -17,7 +18,7 @@ use crate::signals::Wish;
 pub use settings::from_config;
 
 /// Options that others read when the process starts. Spec 60, 4.
-const READ_AT_THE_START: [&str; 9] = [
+const READ_AT_THE_START: [&str; 10] = [
     "WORKING_USER",
     "WORKING_GROUP",
     "SYSLOG_IDENT",
@@ -27,6 +28,7 @@ const READ_AT_THE_START: [&str; 9] = [
     "FILE_UMASK",
     "DISABLE_OOM_KILLER",
     "RING_DRIVER",
+    "RING_FEATURES",
 ];
 
 /// Runs a chunkserver until somebody wishes that it stop, or until nobody can wish any more. `config_path`: the file to
@@ -63,10 +65,11 @@ pub async fn run(
 async fn read_again(ring: &Ring, config_path: Option<PathBuf>, reload: &Sender<Settings>) {
     let read = ring
         .run_blocking(move || {
-            let config = match config_path {
+            let mut config = match config_path {
                 Some(path) => Config::load(&path).map_err(|error| error.to_string())?,
                 None => Config::empty(),
             };
+            profile::apply(&mut config)?;
             let settings = from_config(&config)?;
             for name in READ_AT_THE_START {
                 config.optional(name);
