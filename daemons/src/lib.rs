@@ -10,6 +10,7 @@ pub mod demo;
 pub mod logging;
 pub mod master;
 pub mod mount;
+pub mod probe;
 pub mod process;
 pub mod serve;
 pub mod signals;

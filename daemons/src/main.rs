@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use daemons::process::{self, CHUNKSERVER, MASTER};
-use daemons::{demo, mount, serve};
+use daemons::{demo, mount, probe, serve};
 
 /// A distributed file system that takes MooseFS's place
 #[derive(Parser)]
@@ -35,6 +35,7 @@ enum Function {
         words: Vec<OsString>,
     },
     Demo(demo::Arguments),
+    Probe(probe::Arguments),
     /// Print the version
     Version,
 }
@@ -88,6 +89,7 @@ fn main() -> ExitCode {
             Function::Chunkserver(arguments) => chunkserver(&arguments),
             Function::Mount { words } => mount::main(&words, "mooring mount"),
             Function::Demo(arguments) => demo::run(&arguments),
+            Function::Probe(arguments) => probe::run(&arguments),
             Function::Version => {
                 println!("mooring {} (on the wire: MooseFS 3.0.117)", env!("CARGO_PKG_VERSION"));
                 ExitCode::SUCCESS
