@@ -6,11 +6,14 @@
 
 pub mod chunkserver;
 pub mod config;
+mod connection;
 pub mod demo;
 pub mod logging;
 pub mod master;
+pub mod metalogger;
 pub mod mount;
 pub mod probe;
 pub mod process;
+pub mod promote;
 pub mod serve;
 pub mod signals;

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use daemons::process::{self, CHUNKSERVER, MASTER};
-use daemons::{demo, mount, probe, serve};
+use daemons::process::{self, CHUNKSERVER, MASTER, METALOGGER};
+use daemons::{demo, mount, probe, promote, serve};
 
 /// A distributed file system that takes MooseFS's place
 #[derive(Parser)]
@@ -28,6 +28,10 @@ enum Function {
     /// A chunkserver: keeps data on the disks of one machine (mfschunkserver)
     #[command(disable_version_flag = true)]
     Chunkserver(process::Arguments),
+    /// A metalogger: keeps a copy of the master's metadata (mfsmetalogger)
+    #[command(disable_version_flag = true)]
+    Metalogger(process::Arguments),
+    Promote(promote::Arguments),
     /// Mount a file system; takes the arguments of mfsmount
     #[command(disable_help_flag = true, disable_version_flag = true)]
     Mount {
@@ -82,11 +86,14 @@ fn main() -> ExitCode {
         "mfschunkserver" => {
             daemon_line::<DaemonLine>().map_or_else(|status| status, |line| chunkserver(&line.arguments))
         }
+        "mfsmetalogger" => daemon_line::<DaemonLine>().map_or_else(|status| status, |line| metalogger(&line.arguments)),
         "mfsmount" | "mount.moosefs" => mount::main(&words.collect::<Vec<OsString>>(), &name),
         other if other.starts_with("mfs") => not_built(other),
         _ => match Mooring::parse().function {
             Function::Master(arguments) => master(&arguments),
             Function::Chunkserver(arguments) => chunkserver(&arguments),
+            Function::Metalogger(arguments) => metalogger(&arguments),
+            Function::Promote(arguments) => promote::run(&arguments),
             Function::Mount { words } => mount::main(&words, "mooring mount"),
             Function::Demo(arguments) => demo::run(&arguments),
             Function::Probe(arguments) => probe::run(&arguments),
@@ -120,6 +127,10 @@ fn master(arguments: &MasterArguments) -> ExitCode {
 
 fn chunkserver(arguments: &process::Arguments) -> ExitCode {
     process::run(CHUNKSERVER, arguments, serve::chunkserver)
+}
+
+fn metalogger(arguments: &process::Arguments) -> ExitCode {
+    process::run(METALOGGER, arguments, serve::metalogger)
 }
 
 fn not_built(name: &str) -> ExitCode {

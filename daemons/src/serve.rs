@@ -10,11 +10,12 @@ use wire::MetaId;
 use crate::chunkserver as chunkserver_shell;
 use crate::config::Config;
 use crate::master as master_shell;
+use crate::metalogger as metalogger_shell;
 use crate::process::Daemon;
 use crate::signals::{self, Wish};
 
-/// Buffers of a master's ring: it moves no file data.
-const MASTER_BUFFERS: usize = 16;
+/// Buffers of a ring that moves no file data.
+const FEW_BUFFERS: usize = 16;
 
 // What only a person may decide about the metadata, said on the command line of one start. (clap prints doc comments.)
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
@@ -43,7 +44,16 @@ pub fn master(daemon: Daemon, decisions: MetadataDecisions) -> Result<(), String
         accept_metaid: decisions.accept_metaid,
         ..master_shell::Settings::from_config(&daemon.config)?
     };
-    on_a_ring(&daemon, MASTER_BUFFERS, move |ring, wishes, ready| master_shell::run(ring, settings, wishes, ready))
+    on_a_ring(&daemon, FEW_BUFFERS, move |ring, wishes, ready| master_shell::run(ring, settings, wishes, ready))
+}
+
+/// Run a metalogger until it is told to stop. Errors: why it cannot start.
+pub fn metalogger(daemon: Daemon) -> Result<(), String> {
+    let settings = metalogger_shell::Settings::from_config(&daemon.config)?;
+    let config_path = daemon.config_path.clone();
+    on_a_ring(&daemon, FEW_BUFFERS, move |ring, wishes, ready| {
+        metalogger_shell::run(ring, settings, config_path, wishes, ready)
+    })
 }
 
 /// Run a chunkserver until it is told to stop. Errors: why it cannot start, or cannot go on.

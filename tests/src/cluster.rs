@@ -80,6 +80,7 @@ pub struct Cluster {
     // Mounts end before the servers that they need, and the namespace goes last: fields drop in this order.
     mounts: Vec<Mount>,
     chunkservers: Vec<Option<Daemon>>,
+    metalogger: Option<Daemon>,
     master: Option<Daemon>,
     watchdog: Watchdog,
     namespace: Namespace,
@@ -123,6 +124,7 @@ impl Cluster {
         let mut cluster = Cluster {
             mounts: Vec::new(),
             chunkservers: layout.chunkservers.iter().map(|_| None).collect(),
+            metalogger: None,
             master: None,
             watchdog: Watchdog::new(test, layout.limit),
             namespace: Namespace::create(),
@@ -247,6 +249,52 @@ impl Cluster {
         self.master = Some(daemon);
     }
 
+    /// Where the metalogger keeps its files.
+    pub fn metalogger_data(&self) -> PathBuf {
+        self.folder.join("metalogger")
+    }
+
+    /// Start a metalogger and wait until it has an image.
+    pub fn start_metalogger(&mut self, kind: Kind) {
+        let data = self.metalogger_data();
+        let configuration = self.folder.join("mfsmetalogger.cfg");
+        std::fs::create_dir_all(&data).expect("the folder can be written");
+        write(
+            &configuration,
+            &format!(
+                "WORKING_USER = root\nWORKING_GROUP = root\nDATA_PATH = {data}\nMASTER_HOST = {MASTER}\n\
+                 MASTER_PORT = {MATOML_PORT}\nMASTER_RECONNECTION_DELAY = 1\nNICE_LEVEL = 0\n",
+                data = data.display(),
+            ),
+        );
+        let command = match effective(kind, Role::Metalogger) {
+            Kind::Stock => {
+                let mut command = self.namespace.command("/usr/sbin/mfsmetalogger");
+                command.arg("-f").arg("-c").arg(&configuration).arg("start");
+                command
+            }
+            Kind::Mooring => {
+                let mut command = self.ours("metalogger");
+                command.arg("-c").arg(&configuration).arg("-f");
+                command
+            }
+        };
+        let mut daemon = self.spawn("metalogger", command);
+        self.watchdog.watch(daemon.pid());
+        wait_until("the metalogger to have an image", PATIENCE, || {
+            still_runs(&mut daemon);
+            data.join("metadata_ml.mfs.back").exists()
+        });
+        self.metalogger = Some(daemon);
+    }
+
+    /// Orderly stop of the metalogger.
+    pub fn stop_metalogger(&mut self) {
+        let mut daemon = self.metalogger.take().expect("the test has started the metalogger");
+        daemon.terminate(PATIENCE);
+        self.watchdog.forget(daemon.pid());
+    }
+
     /// Start chunkserver `index` and wait until the master has it.
     pub fn start_chunkserver(&mut self, index: usize) {
         self.spawn_chunkserver(index);
@@ -304,6 +352,9 @@ impl Cluster {
                 self.stop_chunkserver(index);
             }
         }
+        if self.metalogger.is_some() {
+            self.stop_metalogger();
+        }
         if self.master.is_some() {
             self.stop_master();
         }
@@ -312,7 +363,14 @@ impl Cluster {
     /// `kill -9` of every process at once.
     pub fn kill_everything(&mut self) {
         let mut pids: Vec<String> = self.mounts.iter().map(|mount| mount.daemon.pid().to_string()).collect();
-        pids.extend(self.chunkservers.iter().flatten().chain(&self.master).map(|daemon| daemon.pid().to_string()));
+        pids.extend(
+            self.chunkservers
+                .iter()
+                .flatten()
+                .chain(&self.master)
+                .chain(&self.metalogger)
+                .map(|daemon| daemon.pid().to_string()),
+        );
         let status = Command::new("kill").arg("-9").args(&pids).status().expect("the program `kill` runs");
         assert!(status.success(), "kill -9 {pids:?}: {status}");
         for pid in pids {
@@ -322,6 +380,7 @@ impl Cluster {
             umount(&mount.path, true);
         }
         self.chunkservers.iter_mut().for_each(|slot| *slot = None);
+        self.metalogger = None;
         self.master = None;
     }
 

@@ -65,6 +65,7 @@ pub enum Role {
     Master,
     Chunkserver,
     Mount,
+    Metalogger,
 }
 
 /// `MOORING_ALL_STOCK=1` puts MooseFS's programs in every role. What fails then is the harness's fault, not ours.
@@ -72,7 +73,7 @@ pub fn everything_is_stock() -> bool {
     std::env::var("MOORING_ALL_STOCK").as_deref() == Ok("1")
 }
 
-/// The kind that really runs where a test asks for `kind`: `MOORING_STOCK=master,mount` (or `chunkserver`) puts
+/// The kind that really runs where a test asks for `kind`: `MOORING_STOCK=master,mount` (or `chunkserver`, `metalogger`) puts
 /// MooseFS's programs in some roles, which tells whose fault a failure is.
 pub fn effective(kind: Kind, role: Role) -> Kind {
     let stock = std::env::var("MOORING_STOCK").unwrap_or_default();
@@ -80,6 +81,7 @@ pub fn effective(kind: Kind, role: Role) -> Kind {
         Role::Master => "master",
         Role::Chunkserver => "chunkserver",
         Role::Mount => "mount",
+        Role::Metalogger => "metalogger",
     };
     if everything_is_stock() || stock.split(',').any(|word| word == name) { Kind::Stock } else { kind }
 }

@@ -17,9 +17,9 @@ use wire::{
 };
 
 use super::Shared;
-use super::connection::{KeepAlive, Outbox, PacketReader, write_out};
 use super::core::{Core, ip_of};
 use super::exports::auth_passcode;
+use crate::connection::{KeepAlive, Outbox, PacketReader, write_out};
 
 /// Operations of CSDBOP. Spec 40, 4.
 mod database {
@@ -366,7 +366,7 @@ fn describe(core: &Core, server: ServerId) -> String {
 }
 
 /// Answer to GET_VERSION, with the question's message id if it had one. Spec 10, 2.
-pub(super) fn version_answer(msgid: Option<u32>) -> Vec<u8> {
+pub(crate) fn version_answer(msgid: Option<u32>) -> Vec<u8> {
     let text = Rest(VersionWord::OURS_TEXT.as_bytes().to_vec());
     match msgid {
         Some(msgid) => AntoanVersionWithId { msgid, version: VersionWord::OURS, text }.encode(),

@@ -14,13 +14,13 @@ use wire::{
 
 use super::chunkserver;
 use super::client::{self, cache::DataCache};
-use super::connection::{KeepAlive, Outbox};
 use super::exports::Exports;
 use super::images::LastImage;
 use super::journal::Queue;
 use super::metalogger::Loggers;
 use super::recovery::Loaded;
 use super::settings::{Reserve, Settings};
+use crate::connection::{KeepAlive, Outbox};
 
 /// Rounds of effects after one event. Each round is the consequence of the one before; more than a few are a loop.
 const ROUNDS_MAX: usize = 1000;

@@ -21,10 +21,10 @@ use tracing::{error, info, warn};
 use wire::{MatoanMetachangesLog, Packet, Rest};
 
 use super::Shared;
-use super::connection::{KeepAlive, Outbox};
+use crate::connection::{KeepAlive, Outbox};
 
 /// Mode of journal files and images.
-pub(super) const FILE_MODE: u32 = 0o640;
+pub(crate) const FILE_MODE: u32 = 0o640;
 /// Lines are written in whole pages of this size.
 const PAGE_BYTES: usize = 4096;
 /// The file is extended to multiples of this.
@@ -296,7 +296,7 @@ pub(super) fn journal_path(folder: &Path, number: u32) -> PathBuf {
 }
 
 /// A file that is not there needs no removal or rename.
-pub(super) fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
+pub(crate) fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,

@@ -2,7 +2,8 @@
 //!
 //! A logger gets every line once, in order, after it is durable here. One that comes back gets what it missed if that
 //! is still remembered; else it sees the gap and fetches an image. Our image is wrapped into a file of MooseFS's
-//! framing, signature and end marker included, since a stock logger keeps nothing else:
+//! framing, signature and end marker included, since a stock logger keeps nothing else; version and metaid are the
+//! image's:
 //!
 //! ```text
 //! "MFSM 2.0", version u64, metaid u64, "MOOR 1.0" (section), length u64, our image, "[MFS EOF MARKER]"
@@ -11,9 +12,10 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use meta::image::{ImageError, ImageHeader};
 use meta::journal::Batch;
 use ring::{File, OpenHow, Stream};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use wire::limits::{DOWNLOAD_PIECE_BYTES_MAX, METALOGGER_BYTES_MAX};
 use wire::{
     AntoanConfigValue, AntoanGetConfig, AntoanGetVersion, AntoanNop, AntomaDownloadEnd, AntomaDownloadRequest,
@@ -23,10 +25,10 @@ use wire::{
 
 use super::Shared;
 use super::chunkserver::version_answer;
-use super::connection::{KeepAlive, Outbox, PacketReader, write_out};
 use super::images::BACK;
 use super::journal::{journal_path, packets_of};
 use super::recovery::{WRAPPED_HEAD_BYTES, WRAPPED_TAIL};
+use crate::connection::{KeepAlive, Outbox, PacketReader, write_out};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -157,6 +159,14 @@ pub(super) async fn serve(master: Shared, stream: Stream) {
 /// From now on the logger hears of every line; first of those that it missed.
 fn follow(master: &Shared, id: u64, outbox: &Rc<Outbox>, from: Option<u64>) {
     master.with(|core, _| {
+        let ours = core.namespace.version();
+        if let Some(from) = from.filter(|from| *from > ours) {
+            error!(
+                "a metalogger has changes up to {}, and here the next one is {ours}: the metadata of this master are an \
+                 old copy. Stop it before more is written, and start it from what that metalogger keeps",
+                from - 1
+            );
+        }
         if let Some(missed) = from.and_then(|from| core.journal.remembered_from(from)) {
             for packet in missed {
                 outbox.push(&packet);
@@ -224,8 +234,11 @@ async fn start_download(
             {
                 source.file_bytes = source.file_bytes.min(bytes);
             }
-            if let Some(source) = &mut download.current {
-                wrap(master, source);
+            if let Some(source) = &mut download.current
+                && let Err(error) = wrap(source).await
+            {
+                warn!(file = BACK, %error, "the image cannot be given to a metalogger");
+                download.current = None;
             }
         }
         11 | 12 => {
@@ -251,14 +264,18 @@ async fn open(master: &Shared, path: &std::path::Path) -> Option<Source> {
     Some(Source { file, file_bytes, head: Vec::new(), tail: Vec::new() })
 }
 
-fn wrap(master: &Shared, source: &mut Source) {
-    let core = master.core.borrow();
+/// Puts MooseFS's framing around an image. Errors: it is none of ours.
+async fn wrap(source: &mut Source) -> Result<(), ImageError> {
+    let (read, mut front) = source.file.read_at(vec![0; ImageHeader::BYTES], 0).await;
+    front.truncate(read.unwrap_or(0));
+    let header = ImageHeader::decode(&front)?;
     let mut head = b"MFSM 2.0".to_vec();
-    core.namespace.version().put(&mut head);
-    core.namespace.meta_id().put(&mut head);
+    header.version.put(&mut head);
+    header.meta_id.put(&mut head);
     head.extend_from_slice(b"MOOR 1.0");
     source.file_bytes.put(&mut head);
     debug_assert_eq!(head.len() as u64, WRAPPED_HEAD_BYTES);
     source.head = head;
     source.tail = WRAPPED_TAIL.to_vec();
+    Ok(())
 }

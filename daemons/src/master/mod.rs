@@ -16,7 +16,6 @@
 
 mod chunkserver;
 mod client;
-mod connection;
 mod core;
 mod exports;
 mod images;
@@ -25,7 +24,7 @@ mod metalogger;
 mod recovery;
 mod settings;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod timers;
 
 use std::cell::RefCell;
@@ -44,6 +43,9 @@ use self::exports::Exports;
 use self::journal::JournalFile;
 use crate::signals::Wish;
 
+pub(crate) use self::chunkserver::version_answer;
+pub(crate) use self::journal::{FILE_MODE, gone_is_fine};
+pub(crate) use self::recovery::{NEW, WRAPPED_HEAD_BYTES, WRAPPED_TAIL, examine};
 pub use self::settings::{Reserve, Settings};
 
 /// Whether the text of an exports file lets anybody mount anything. Any text is taken; bad lines are logged.

@@ -4,12 +4,13 @@
 //! that the journal can go on where the sound lines end.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::Path;
 
 use meta::change::Change;
 use meta::image::{ImageHeader, Loader};
-use meta::journal::{self, SurveyEnd, survey};
-use meta::recovery::{ImageFacts, JournalFacts, Known, plan};
+use meta::journal::{self, SurveyEnd};
+use meta::recovery::{ImageFacts, JournalFacts, Known, Plan, plan};
 use meta::{Namespace, Policy};
 use ring::{OpenHow, Ring};
 use tracing::{info, warn};
@@ -21,12 +22,12 @@ use super::journal::{FILE_MODE, gone_is_fine, journal_path};
 use super::settings::Settings;
 
 /// A file of these 8 bytes asks for a new file system.
-const NEW: &[u8] = b"MFSM NEW";
+pub(crate) const NEW: &[u8] = b"MFSM NEW";
 /// Bytes of one read.
 const PIECE_BYTES: usize = 1 << 20;
 /// In front of an image that a metalogger keeps: signature, version, metaid, and a section's head. See `metalogger`.
-pub(super) const WRAPPED_HEAD_BYTES: u64 = 40;
-pub(super) const WRAPPED_TAIL: &[u8; 16] = b"[MFS EOF MARKER]";
+pub(crate) const WRAPPED_HEAD_BYTES: u64 = 40;
+pub(crate) const WRAPPED_TAIL: &[u8; 16] = b"[MFS EOF MARKER]";
 
 /// The metadata, ready to be served.
 pub(super) struct Loaded {
@@ -43,25 +44,7 @@ pub(super) struct Loaded {
 pub(super) async fn load(ring: &Ring, settings: &Settings) -> Result<Loaded, MasterError> {
     let folder = &settings.data_path;
     gone_is_fine(ring.unlink(&folder.join(TEMPORARY)).await)?;
-    let mut names: Vec<String> = ring
-        .list(folder)
-        .await?
-        .into_iter()
-        .filter(|entry| !entry.is_dir)
-        .filter_map(|entry| entry.name.into_string().ok())
-        .collect();
-    names.sort();
-
-    let mut asks_for_new = false;
-    let mut headers: Vec<(String, Option<ImageHeader>)> = Vec::new();
-    for name in names.iter().filter(|name| is_image(name)) {
-        let (first, size) = first_bytes(ring, &folder.join(name)).await?;
-        if name == CLEAN && size == NEW.len() as u64 && first == NEW {
-            asks_for_new = true;
-            continue;
-        }
-        headers.push((name.clone(), header(&first)));
-    }
+    let (names, headers, asks_for_new) = list(ring, folder).await?;
     let has_images = headers.iter().any(|(_, header)| header.is_some());
     let has_journal = names.iter().any(|name| is_journal(name));
     if asks_for_new && has_images {
@@ -76,6 +59,41 @@ pub(super) async fn load(ring: &Ring, settings: &Settings) -> Result<Loaded, Mas
         return make_new(ring, settings).await;
     }
     recover(ring, settings, &names, headers).await
+}
+
+type Headers = Vec<(String, Option<ImageHeader>)>;
+
+/// All files of a folder, those that are named as images with what their first bytes say, and whether one of them asks
+/// for a new file system.
+async fn list(ring: &Ring, folder: &Path) -> Result<(Vec<String>, Headers, bool), MasterError> {
+    let mut names: Vec<String> = ring
+        .list(folder)
+        .await?
+        .into_iter()
+        .filter(|entry| !entry.is_dir)
+        .filter_map(|entry| entry.name.into_string().ok())
+        .collect();
+    names.sort();
+
+    let mut asks_for_new = false;
+    let mut headers: Headers = Vec::new();
+    for name in names.iter().filter(|name| is_image(name)) {
+        let (first, size) = first_bytes(ring, &folder.join(name)).await?;
+        if name == CLEAN && size == NEW.len() as u64 && first == NEW {
+            asks_for_new = true;
+            continue;
+        }
+        headers.push((name.clone(), header(&first)));
+    }
+    Ok((names, headers, asks_for_new))
+}
+
+/// What a start from this folder would do. Changes nothing. Errors: `Recovery` says why it would be refused.
+pub(crate) async fn examine(ring: &Ring, settings: &Settings) -> Result<Plan, MasterError> {
+    let (names, headers, _) = list(ring, &settings.data_path).await?;
+    let found = find(ring, settings, &names, headers).await?;
+    let known = known(ring, settings).await;
+    plan(&found.images, &found.journals, &known, settings.lose_changes_from).map_err(refused)
 }
 
 /// A new file system, with an image from the start.
@@ -94,18 +112,21 @@ async fn make_new(ring: &Ring, settings: &Settings) -> Result<Loaded, MasterErro
     Ok(Loaded { namespace, journal_version, deleted_chunks: Vec::new(), unfinished_chunks: BTreeSet::new() })
 }
 
-async fn recover(
-    ring: &Ring,
-    settings: &Settings,
-    names: &[String],
-    mut headers: Vec<(String, Option<ImageHeader>)>,
-) -> Result<Loaded, MasterError> {
+/// What a data folder holds.
+struct Found {
+    images: Vec<ImageFacts>,
+    /// The newest image that loads to its end.
+    loaded: Option<(String, Namespace)>,
+    journals: Vec<JournalFacts>,
+}
+
+async fn find(ring: &Ring, settings: &Settings, names: &[String], mut headers: Headers) -> Result<Found, MasterError> {
     let folder = &settings.data_path;
     // Newest first; the first one that loads to its end is the image. The same version: the clean one.
     headers.sort_by_key(|(name, header)| {
         (std::cmp::Reverse(header.map_or(0, |header| header.version)), name.as_str() != CLEAN, name.clone())
     });
-    let mut facts: Vec<ImageFacts> = Vec::new();
+    let mut images: Vec<ImageFacts> = Vec::new();
     let mut loaded: Option<(String, Namespace)> = None;
     for (name, header) in headers {
         if let (Some(_), None) = (header, &loaded) {
@@ -113,7 +134,7 @@ async fn recover(
                 Ok(namespace) => loaded = Some((name.clone(), namespace)),
                 Err(reason) => {
                     warn!(file = name, %reason, "an image cannot be loaded");
-                    facts.push(ImageFacts { name, header: None });
+                    images.push(ImageFacts { name, header: None });
                     continue;
                 }
             }
@@ -122,23 +143,31 @@ async fn recover(
         {
             continue; // as new as the one that is loaded, which stands for it
         }
-        facts.push(ImageFacts { name, header });
+        images.push(ImageFacts { name, header });
     }
 
     let mut journals = Vec::new();
     for name in names.iter().filter(|name| is_journal(name)) {
         let bytes = ring.read_file(&folder.join(name)).await?;
-        let found = survey(&bytes);
-        journals.push(JournalFacts {
+        journals.extend(journal::parts(&bytes).into_iter().map(|part| JournalFacts {
             name: name.clone(),
-            versions: found.versions,
-            sound_bytes: found.sound_bytes as u64,
-            end: found.end,
-        });
+            versions: part.versions,
+            bytes: part.bytes.start as u64..part.bytes.end as u64,
+            end: part.end,
+        }));
     }
+    Ok(Found { images, loaded, journals })
+}
+
+fn refused(refusal: meta::recovery::Refusal) -> MasterError {
+    MasterError::Recovery(format!("the metadata cannot be recovered: {refusal}"))
+}
+
+async fn recover(ring: &Ring, settings: &Settings, names: &[String], headers: Headers) -> Result<Loaded, MasterError> {
+    let folder = &settings.data_path;
+    let Found { images, loaded, journals } = find(ring, settings, names, headers).await?;
     let known = known(ring, settings).await;
-    let plan = plan(&facts, &journals, &known, settings.lose_changes_from)
-        .map_err(|refusal| MasterError::Recovery(format!("the metadata cannot be recovered: {refusal}")))?;
+    let plan = plan(&images, &journals, &known, settings.lose_changes_from).map_err(refused)?;
     for remark in &plan.remarks {
         warn!("recovery: {remark}");
     }
@@ -153,31 +182,11 @@ async fn recover(
     };
     let mut applied = 0u64;
     let mut unfinished = BTreeSet::new();
-    for (name, sound_bytes) in &plan.journals {
-        applied += replay(ring, &folder.join(name), *sound_bytes, &mut namespace, &mut unfinished).await?;
+    for (name, bytes) in &plan.journals {
+        applied += replay(ring, &folder.join(name), bytes, &mut namespace, &mut unfinished).await?;
     }
     info!(image, from = plan.from, to = namespace.version(), changes = applied, "metadata recovered");
 
-    // What must not be met again: torn ends, and lines that were given up.
-    for facts in &journals {
-        let path = folder.join(&facts.name);
-        let given_up = facts.versions.is_some_and(|(_, last)| last >= namespace.version());
-        if given_up {
-            ring.rename(&path, &folder.join(format!("{}.given-up", facts.name))).await?;
-            warn!(
-                file = facts.name,
-                "the journal's lines from {} on are given up; the file was renamed",
-                namespace.version()
-            );
-        } else if ring.stat(&path).await?.size > facts.sound_bytes && is_own_journal(&facts.name) {
-            let file = ring.open(&path, OpenHow::create(FILE_MODE)).await?;
-            file.set_len(facts.sound_bytes).await?;
-            file.sync().await?;
-            if facts.end != SurveyEnd::Clean {
-                warn!(file = facts.name, bytes = facts.sound_bytes, "the torn end of the journal was cut off");
-            }
-        }
-    }
     let now = u32::try_from(ring.wall_micros() / 1_000_000).unwrap_or(u32::MAX);
     let as_left = applied == 0 && plan.remarks.is_empty() && settings.accept_metaid.is_none();
     if !as_left || image != BACK {
@@ -186,6 +195,28 @@ async fn recover(
             ring.sync_dir(folder).await?;
         } else {
             images::store(ring, folder, namespace.freeze(), now, settings.images_kept, false).await?;
+        }
+    }
+    // With the image safe: what must not be met again, torn ends and lines that were given up.
+    for parts in journals.chunk_by(|part, next| part.name == next.name) {
+        let last = parts.last().expect("a chunk has an element");
+        let (name, sound_end) = (&last.name, last.bytes.end);
+        let path = folder.join(name);
+        let is_given_up = |part: &JournalFacts| part.versions.is_some_and(|(_, last)| last >= namespace.version());
+        if parts.iter().any(is_given_up) {
+            ring.rename(&path, &folder.join(format!("{name}.given-up"))).await?;
+            warn!(
+                file = name,
+                "the journal's lines from {} on are given up; the file was renamed",
+                namespace.version()
+            );
+        } else if ring.stat(&path).await?.size > sound_end && is_own_journal(name) {
+            let file = ring.open(&path, OpenHow::create(FILE_MODE)).await?;
+            file.set_len(sound_end).await?;
+            file.sync().await?;
+            if last.end != SurveyEnd::Clean {
+                warn!(file = name, bytes = sound_end, "the torn end of the journal was cut off");
+            }
         }
     }
     let deleted_chunks = namespace.take_deleted_chunks();
@@ -267,15 +298,17 @@ async fn load_image(ring: &Ring, path: &Path, policy: Policy) -> Result<Namespac
 async fn replay(
     ring: &Ring,
     path: &Path,
-    sound_bytes: u64,
+    at: &Range<u64>,
     namespace: &mut Namespace,
     unfinished: &mut BTreeSet<ChunkId>,
 ) -> Result<u64, MasterError> {
-    let mut bytes = ring.read_file(path).await?;
-    bytes.truncate(usize::try_from(sound_bytes).unwrap_or(usize::MAX));
+    let bytes = ring.read_file(path).await?;
+    let part = usize::try_from(at.start).ok().zip(usize::try_from(at.end).ok());
+    let part = part.and_then(|(start, end)| bytes.get(start..end));
+    let part = part.ok_or_else(|| MasterError::Recovery(format!("{}: became shorter meanwhile", path.display())))?;
     let mut applied = 0;
     let refuse = |text: String| MasterError::Recovery(format!("{}: {text}", path.display()));
-    for (_, line) in journal::lines(&bytes) {
+    for (_, line) in journal::lines(part) {
         let line = line.map_err(|error| refuse(error.to_string()))?;
         if journal::line_version(line).is_some_and(|version| version < namespace.version()) {
             continue;

@@ -131,7 +131,7 @@ struct Held {
 }
 
 /// One side of a connection with the master.
-struct Peer {
+pub(crate) struct Peer {
     ring: Ring,
     stream: Stream,
     reader: BufferedReader,
@@ -213,7 +213,7 @@ impl Peer {
         decode_answer(&payload).expect("the answer is well-formed")
     }
 
-    async fn mount(ring: &Ring) -> Peer {
+    pub(crate) async fn mount(ring: &Ring) -> Peer {
         let mut peer = Peer::connect(ring, 9421).await;
         peer.send(golden("c3-register-new-req")).await;
         let (kind, payload) = peer.next().await.expect("an answer");
@@ -222,7 +222,7 @@ impl Peer {
         peer
     }
 
-    async fn create(&mut self, name: &str) -> Result<Inode, Status> {
+    pub(crate) async fn create(&mut self, name: &str) -> Result<Inode, Status> {
         let name = Name::new(name.as_bytes()).unwrap();
         let gids = Gids::list(&[0]);
         let packet = CltomaFuseCreate { msgid: 5, parent: Inode(1), name, mode: 0o644, umask: 0, uid: 0, gids };

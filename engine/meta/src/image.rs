@@ -277,6 +277,72 @@ impl ImageHeader {
     }
 }
 
+/// Checks the checksums of an image and the order of its sections as its bytes come, in the memory of one frame.
+/// Whether the records fit together only `Loader` knows.
+#[derive(Debug, Default)]
+pub struct Verifier {
+    header: Option<ImageHeader>,
+    section: Option<Section>,
+    offset: u64,
+    rest: Vec<u8>,
+}
+
+impl Verifier {
+    pub fn new() -> Verifier {
+        Verifier::default()
+    }
+
+    /// The next bytes of the file. Errors: all but `Malformed`, `Digest`.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<(), ImageError> {
+        self.rest.extend_from_slice(bytes);
+        let mut used = 0;
+        if self.header.is_none() && self.rest.len() >= HEADER_BYTES {
+            self.header = Some(ImageHeader::decode(&self.rest)?);
+            used = HEADER_BYTES;
+        }
+        while self.header.is_some()
+            && let Some((section, length)) = self.frame(&self.rest[used..], self.offset + used as u64)?
+        {
+            self.section = Some(section);
+            used += length;
+        }
+        self.rest.drain(..used);
+        self.offset += used as u64;
+        Ok(())
+    }
+
+    /// A whole frame at the beginning of the bytes: its section and length.
+    fn frame(&self, bytes: &[u8], offset: u64) -> Result<Option<(Section, usize)>, ImageError> {
+        if !bytes.is_empty() && self.section == Some(Section::End) {
+            return Err(ImageError::Trailing { offset });
+        }
+        let Some(head) = bytes.first_chunk::<FRAME_HEAD_BYTES>() else { return Ok(None) };
+        let word = |at: usize| head[at..at + 4].iter().fold(0u32, |word, byte| word << 8 | u32::from(*byte));
+        let (length, sum) = (word(4) as usize, word(8));
+        let section = Section::from_letters(&head[..4]);
+        let damaged = ImageError::Checksum { section: section.or(self.section), offset };
+        let in_order = |section: &Section| length <= FRAME_BYTES_MAX && self.section <= Some(*section);
+        let Some(section) = section.filter(in_order) else { return Err(damaged) };
+        let Some(payload) = bytes.get(FRAME_HEAD_BYTES..FRAME_HEAD_BYTES + length) else { return Ok(None) };
+        if crc32c::crc32c_append(crc32c::crc32c(&head[..8]), payload) != sum {
+            return Err(damaged);
+        }
+        Ok(Some((section, FRAME_HEAD_BYTES + length)))
+    }
+
+    /// After all bytes. Errors: `Truncated`, `NotAnImage`.
+    pub fn finish(self) -> Result<ImageHeader, ImageError> {
+        let header = match self.header {
+            Some(header) => header,
+            None => return Err(ImageHeader::decode(&self.rest).err().unwrap_or(ImageError::NotAnImage)),
+        };
+        if self.section != Some(Section::End) || !self.rest.is_empty() {
+            return Err(ImageError::Truncated { section: self.section, offset: self.offset });
+        }
+        Ok(header)
+    }
+}
+
 fn digest(state: &State) -> Digest {
     let mut digest = Digester::default();
     put_state(state, &mut |section, record| digest.add(section, record));

@@ -11,6 +11,7 @@
 //! produced stands behind the colon; replay computes it again and compares.
 
 use std::fmt;
+use std::ops::Range;
 
 use crate::change::{Change, hex, number, put_hex, put_number};
 
@@ -251,6 +252,42 @@ pub fn survey(bytes: &[u8]) -> Survey {
         survey.sound_bytes = offset + length + 1;
     }
     survey
+}
+
+/// A run of sound lines within a journal file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Where its lines lie in the file.
+    pub bytes: Range<usize>,
+    /// Version of the first line and of the last one; None only for a file without any sound line.
+    pub versions: Option<(u64, u64)>,
+    /// What ends it.
+    pub end: SurveyEnd,
+}
+
+/// All runs of sound lines in a journal file, in the order in which they lie there; at least one. Behind a damaged line
+/// or a gap there may be lines that are needed, if another file has what is missing.
+pub fn parts(bytes: &[u8]) -> Vec<Part> {
+    let mut parts: Vec<Part> = Vec::new();
+    let mut start = 0;
+    loop {
+        let found = survey(&bytes[start..]);
+        let end = start + found.sound_bytes;
+        let next = match found.end {
+            SurveyEnd::Clean | SurveyEnd::Torn => None,
+            SurveyEnd::Gap { .. } => Some(end),
+            SurveyEnd::Damaged(_) => {
+                bytes[end..].iter().position(|byte| *byte == b'\n').map(|newline| end + newline + 1)
+            }
+        };
+        if found.versions.is_some() || parts.is_empty() {
+            parts.push(Part { bytes: start..end, versions: found.versions, end: found.end });
+        }
+        match next {
+            Some(next) => start = next,
+            None => return parts,
+        }
+    }
 }
 
 /// Lines that were made since the last time, for the file and for metaloggers.

@@ -4,6 +4,7 @@
 //! or mix up changes is refused, with the way out named.
 
 use std::fmt;
+use std::ops::Range;
 
 use wire::MetaId;
 
@@ -18,13 +19,14 @@ pub struct ImageFacts {
     pub header: Option<ImageHeader>,
 }
 
-/// One journal file, as `journal::survey` tells.
+/// A run of sound lines in a journal file, as `journal::parts` tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JournalFacts {
     pub name: String,
     /// Versions of its first and last sound line; None if there is none.
     pub versions: Option<(u64, u64)>,
-    pub sound_bytes: u64,
+    /// Where its lines lie in the file.
+    pub bytes: Range<u64>,
     pub end: SurveyEnd,
 }
 
@@ -45,9 +47,9 @@ pub struct Plan {
     pub meta_id: MetaId,
     /// Version of the image.
     pub from: u64,
-    /// Files to replay, each with the number of bytes of it that are sound; lines below `from`, and lines that
-    /// another file gave already, are skipped.
-    pub journals: Vec<(String, u64)>,
+    /// Files to replay, each with the bytes of it that hold the lines; lines below `from`, and lines that another file
+    /// gave already, are skipped.
+    pub journals: Vec<(String, Range<u64>)>,
     /// Version that the metadata will have.
     pub to: u64,
     /// Things that were found and left out: to be logged.
@@ -69,6 +71,17 @@ pub enum Refusal {
     Damaged { file: String, after: u64, lost_to: u64 },
     /// The result would be older than what the cluster has seen.
     Older { reaches: u64, seen: u64 },
+}
+
+impl Refusal {
+    /// Whether lines are missing from this version on.
+    fn is_at(&self, version: u64) -> bool {
+        match self {
+            Refusal::Gap { have, .. } => *have == version,
+            Refusal::Damaged { after, .. } => *after == version,
+            _ => true,
+        }
+    }
 }
 
 impl fmt::Display for Refusal {
@@ -142,16 +155,17 @@ pub fn plan(
     let highest = files.iter().map(|(_, (_, last))| last + 1).max().unwrap_or(0);
     let mut version = header.version;
     let mut chosen = Vec::new();
-    let mut refusal = None;
+    let mut refusal: Option<Refusal> = None;
     for (file, (first, last)) in files {
         if last < version {
             continue;
         }
         if first > version {
-            refusal = Some(Refusal::Gap { have: version, next: first, file: file.name.clone() });
+            let gap = Refusal::Gap { have: version, next: first, file: file.name.clone() };
+            refusal = refusal.filter(|earlier| earlier.is_at(version)).or(Some(gap));
             break;
         }
-        chosen.push((file.name.clone(), file.sound_bytes));
+        chosen.push((file.name.clone(), file.bytes.clone()));
         version = last + 1;
         match file.end {
             SurveyEnd::Clean => {}
@@ -159,24 +173,19 @@ pub fn plan(
             SurveyEnd::Damaged(error) => {
                 remarks.push(format!("{} after change {last}: {error}", file.name));
                 // Whether that loses anything depends on the other files.
-                refusal.get_or_insert(Refusal::Damaged { file: file.name.clone(), after: version, lost_to: version });
+                refusal = Some(Refusal::Damaged { file: file.name.clone(), after: version, lost_to: version });
             }
             SurveyEnd::Gap { expected, found } => {
                 remarks.push(format!("{} jumps from change {} to {found}", file.name, expected - 1));
-                let gap = Refusal::Gap { have: expected, next: found, file: file.name.clone() };
-                refusal.get_or_insert(gap);
+                refusal = Some(Refusal::Gap { have: expected, next: found, file: file.name.clone() });
             }
         }
     }
     // A file that broke off is no loss if another one went on from there.
-    refusal = match refusal {
-        Some(Refusal::Damaged { after, .. }) if version > after => None,
-        Some(Refusal::Damaged { file, after, .. }) => {
-            Some(Refusal::Damaged { file, after, lost_to: highest.max(after + 1) - 1 })
-        }
-        Some(Refusal::Gap { have, .. }) if version > have => None,
-        other => other,
-    };
+    refusal = refusal.filter(|refusal| refusal.is_at(version));
+    if let Some(Refusal::Damaged { after, lost_to, .. }) = &mut refusal {
+        *lost_to = highest.max(*after + 1) - 1;
+    }
     if refusal.is_none() && version < known.version_seen {
         refusal = Some(Refusal::Older { reaches: version, seen: known.version_seen });
     }
@@ -207,7 +216,7 @@ mod tests {
     }
 
     fn journal(name: &str, first: u64, last: u64, end: SurveyEnd) -> JournalFacts {
-        JournalFacts { name: name.into(), versions: Some((first, last)), sound_bytes: 10 * (last + 1 - first), end }
+        JournalFacts { name: name.into(), versions: Some((first, last)), bytes: 10 * first..10 * (last + 1), end }
     }
 
     fn names(plan: &Plan) -> Vec<&str> {
@@ -258,5 +267,27 @@ mod tests {
         let with_copy = [journal("c0", 5, 9, damaged), journal("ml", 5, 14, SurveyEnd::Clean)];
         let plan = plan(&[image("i", 5)], &with_copy, &Known::default(), None).unwrap();
         assert_eq!((names(&plan), plan.to), (vec!["c0", "ml"], 15));
+    }
+
+    #[test]
+    fn what_lies_behind_a_gap_or_damage_is_used_when_another_file_has_what_is_missing() {
+        let images = [image("i", 5)];
+        let gap = journal("ml", 5, 9, SurveyEnd::Gap { expected: 10, found: 15 });
+        let behind = journal("ml", 15, 20, SurveyEnd::Clean);
+        let refused = plan(&images, &[gap.clone(), behind.clone()], &Known::default(), None).unwrap_err();
+        assert_eq!(refused, Refusal::Gap { have: 10, next: 15, file: "ml".into() });
+        let back = journal("back", 1, 16, SurveyEnd::Torn);
+        let whole = plan(&images, &[gap, behind.clone(), back.clone()], &Known::default(), None).unwrap();
+        assert_eq!((names(&whole), whole.to), (vec!["back", "ml"], 21));
+        assert_eq!(whole.journals[1].1, behind.bytes);
+
+        let damaged = journal("ml", 5, 9, SurveyEnd::Damaged(JournalError::NoChecksum));
+        let refused = plan(&images, &[damaged.clone(), behind.clone()], &Known::default(), None).unwrap_err();
+        assert_eq!(refused, Refusal::Damaged { file: "ml".into(), after: 10, lost_to: 20 });
+        let whole = plan(&images, &[damaged.clone(), behind.clone(), back], &Known::default(), None).unwrap();
+        assert_eq!(whole.to, 21);
+        let short = journal("back", 1, 12, SurveyEnd::Clean);
+        let refused = plan(&images, &[damaged, behind, short], &Known::default(), None).unwrap_err();
+        assert_eq!(refused, Refusal::Gap { have: 13, next: 15, file: "ml".into() });
     }
 }

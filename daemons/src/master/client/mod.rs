@@ -28,8 +28,8 @@ use wire::{
 
 use super::Shared;
 use super::chunkserver::version_answer;
-use super::connection::{KeepAlive, Outbox, PacketReader, write_out};
 use super::core::{Core, ip_of};
+use crate::connection::{KeepAlive, Outbox, PacketReader, write_out};
 
 /// A client that is silent for so long is gone. Spec 30, 1.1.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -107,7 +107,7 @@ pub(super) async fn serve(master: Shared, stream: Stream) {
     let registered = master.with(|core, now| disconnect(core, id, now));
     match registered {
         Some(session) => info!(client = %peer, %session, %reason, "client disconnected"),
-        None if reason == super::connection::Gone::Closed.to_string() => {
+        None if reason == crate::connection::Gone::Closed.to_string() => {
             debug!(client = %peer, %reason, "connection closed")
         }
         None => warn!(client = %peer, %reason, "connection on the clients' port closed"),

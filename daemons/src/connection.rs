@@ -1,4 +1,4 @@
-//! One connection of the master: packets in, packets out, keep-alive, and the reason why it ended.
+//! One connection of a daemon: packets in, packets out, keep-alive, and the reason why it ended.
 //!
 //! A connection is two tasks. The reader takes packet after packet and hands each to its port's handler, which never
 //! waits; the writer sends what gathers in the `Outbox` and says NOP when there was nothing to say. Whoever holds the
@@ -20,7 +20,7 @@ const WAITING_BYTES_MAX: usize = 256 << 20;
 const RECEIVE_BYTES: usize = 64 << 10;
 
 /// Packets on their way to a peer.
-pub(super) struct Outbox {
+pub(crate) struct Outbox {
     state: RefCell<State>,
     wake: Notify,
 }
@@ -33,9 +33,9 @@ struct State {
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct KeepAlive {
-    pub(super) nop: Vec<u8>,
-    pub(super) every: Duration,
+pub(crate) struct KeepAlive {
+    pub(crate) nop: Vec<u8>,
+    pub(crate) every: Duration,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -48,11 +48,11 @@ enum Ending {
 }
 
 impl Outbox {
-    pub(super) fn new() -> Rc<Outbox> {
+    pub(crate) fn new() -> Rc<Outbox> {
         Rc::new(Outbox { state: RefCell::default(), wake: Notify::new() })
     }
 
-    pub(super) fn push(&self, packet: &[u8]) {
+    pub(crate) fn push(&self, packet: &[u8]) {
         let mut state = self.state.borrow_mut();
         if state.bytes.len() + packet.len() > WAITING_BYTES_MAX {
             state.ending = Ending::Now;
@@ -65,20 +65,20 @@ impl Outbox {
 
     /// A notice that nobody asked for. Left out until the peer's registration was answered: that answer may still wait
     /// for the disk, and a peer in the middle of its hand-shake takes nothing else. What it missed it does not have yet.
-    pub(super) fn push_notice(&self, packet: &[u8]) {
+    pub(crate) fn push_notice(&self, packet: &[u8]) {
         if self.state.borrow().keep_alive.is_some() {
             self.push(packet);
         }
     }
 
     /// From now on silence is broken.
-    pub(super) fn keep_alive(&self, keep_alive: KeepAlive) {
+    pub(crate) fn keep_alive(&self, keep_alive: KeepAlive) {
         self.state.borrow_mut().keep_alive = Some(keep_alive);
         self.wake.notify_one();
     }
 
     /// Closes once everything is sent.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         let mut state = self.state.borrow_mut();
         state.ending = if state.ending == Ending::Now { Ending::Now } else { Ending::Flush };
         drop(state);
@@ -86,14 +86,14 @@ impl Outbox {
     }
 
     /// Closes at once.
-    pub(super) fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.state.borrow_mut().ending = Ending::Now;
         self.wake.notify_one();
     }
 }
 
 /// Sends what the outbox gathers until it is closed or the peer is gone. Closes the stream.
-pub(super) async fn write_out(ring: Ring, stream: Stream, outbox: Rc<Outbox>) {
+pub(crate) async fn write_out(ring: Ring, stream: Stream, outbox: Rc<Outbox>) {
     loop {
         let (bytes, ending, keep_alive) = {
             let mut state = outbox.state.borrow_mut();
@@ -123,7 +123,7 @@ pub(super) async fn write_out(ring: Ring, stream: Stream, outbox: Rc<Outbox>) {
 
 /// Why a connection has no more packets.
 #[derive(Debug)]
-pub(super) enum Gone {
+pub(crate) enum Gone {
     /// The peer closed between two packets.
     Closed,
     /// The peer closed inside a packet, or the network failed.
@@ -152,7 +152,7 @@ impl fmt::Display for Gone {
 }
 
 /// Packets of one peer, one after the other.
-pub(super) struct PacketReader {
+pub(crate) struct PacketReader {
     ring: Ring,
     reader: BufferedReader,
     /// Largest payload. Spec 10, 1.2.
@@ -161,16 +161,16 @@ pub(super) struct PacketReader {
 }
 
 impl PacketReader {
-    pub(super) fn new(ring: Ring, stream: Stream, max: u32, timeout: Duration) -> PacketReader {
+    pub(crate) fn new(ring: Ring, stream: Stream, max: u32, timeout: Duration) -> PacketReader {
         PacketReader { ring, reader: BufferedReader::new(stream, RECEIVE_BYTES), max, timeout }
     }
 
-    pub(super) fn set_timeout(&mut self, timeout: Duration) {
+    pub(crate) fn set_timeout(&mut self, timeout: Duration) {
         self.timeout = timeout;
     }
 
     /// Waits until a whole packet is there. Its payload is `payload()` until `done`.
-    pub(super) async fn next(&mut self) -> Result<Header, Gone> {
+    pub(crate) async fn next(&mut self) -> Result<Header, Gone> {
         self.buffer(HEADER_BYTES).await?;
         let header = self.reader.buffered()[..HEADER_BYTES].try_into().expect("that many bytes were waited for");
         let header = Header::decode(header);
@@ -181,12 +181,21 @@ impl PacketReader {
         Ok(header)
     }
 
-    pub(super) fn payload(&self, header: Header) -> &[u8] {
+    pub(crate) fn payload(&self, header: Header) -> &[u8] {
         &self.reader.buffered()[HEADER_BYTES..HEADER_BYTES + header.length as usize]
     }
 
-    pub(super) fn done(&mut self, header: Header) {
+    pub(crate) fn done(&mut self, header: Header) {
         self.reader.consume(HEADER_BYTES + header.length as usize);
+    }
+
+    /// Whether a whole packet is there already: `next` will not wait.
+    pub(crate) fn has_packet(&self) -> bool {
+        let buffered = self.reader.buffered();
+        buffered.first_chunk().map(Header::decode).is_some_and(|header| {
+            let whole = HEADER_BYTES as u64 + u64::from(header.length);
+            buffered.len() as u64 >= whole
+        })
     }
 
     /// At least `bytes` in the buffer. Time runs out only when not one byte came.

@@ -1,0 +1,444 @@
+//! What a metalogger keeps on its disk: images of the master and the journal that follows. Spec 42, B.
+//!
+//! The names are MooseFS's, so that a master of either kind can be started from this folder. Three things differ from
+//! a stock metalogger. After a restart the position is taken from the files, so that nothing is fetched twice and no
+//! hole appears. After a gap the older files stay: with the image that is fetched then they are history, and history
+//! is what one looks for after a mistake. And what belongs to another file system, or is ahead of a master that was
+//! rolled back, is set aside in a folder of its own, never deleted.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use meta::image::Verifier;
+use meta::journal::JournalError;
+use ring::{File, OpenHow, Ring};
+use tracing::{error, info, warn};
+use wire::MetaId;
+
+use super::settings::Settings;
+use crate::master::{FILE_MODE, NEW, WRAPPED_HEAD_BYTES, WRAPPED_TAIL, gone_is_fine};
+
+pub(super) const IMAGE: &str = "metadata_ml.mfs.back";
+pub(super) const IMAGE_TEMPORARY: &str = "metadata_ml.tmp";
+pub(super) const JOURNAL_TEMPORARY: &str = "changelog_ml.tmp";
+/// Signature, version, metaid: the front of an image, stock or ours. Spec 42, C.3.
+pub(super) const IMAGE_FRONT_BYTES: usize = 24;
+/// Bytes of journal that are looked at in one read.
+const PIECE_BYTES: usize = 1 << 20;
+/// A line is no longer. Spec 42, A.4.
+const LINE_BYTES_MAX: usize = 200_100;
+
+/// The front of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Front {
+    /// Number of the first change that is not in the image.
+    pub(super) version: u64,
+    /// 0: none yet.
+    pub(super) metaid: MetaId,
+}
+
+impl Front {
+    /// From the first bytes of a file; None if this is no image. A master that has never stored one has a file of
+    /// `MFSM NEW`, which stands for the state before the first change.
+    pub(super) fn decode(bytes: &[u8]) -> Option<Front> {
+        if bytes == NEW {
+            return Some(Front { version: 1, metaid: MetaId(0) });
+        }
+        let is_image = bytes.starts_with(b"MFSM ")
+            && matches!(bytes.get(5..8)?, [b'1'..=b'9', b'.', b'0'..=b'9'])
+            && bytes.get(5)? >= &b'2';
+        let word = |at: usize| bytes.get(at..at + 8)?.first_chunk().map(|word| u64::from_be_bytes(*word));
+        if !is_image {
+            return None;
+        }
+        Some(Front { version: word(8)?, metaid: MetaId(word(16)?) })
+    }
+}
+
+/// Whole lines of a journal file, numbers rising by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Range {
+    first: u64,
+    last: u64,
+}
+
+/// What a change is to what is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    Next,
+    /// Changes from `missing` on did not come.
+    Gap {
+        missing: u64,
+    },
+    /// This number was stored already: the master is older than what is kept.
+    Back {
+        kept: u64,
+    },
+}
+
+pub(super) struct Store {
+    ring: Ring,
+    folder: PathBuf,
+    journals_kept: u32,
+    images_kept: u32,
+    log: Option<File>,
+    log_bytes: u64,
+    /// Number of the change that is to come; None: unknown.
+    next: Option<u64>,
+    image: Option<Front>,
+    /// Lines that are not in the file yet.
+    waiting: Vec<u8>,
+    /// Lines are in the file and may not be on the device.
+    unsynced: bool,
+    /// Timestamp of the last change, in Unix seconds of the master.
+    last_change_at: u32,
+}
+
+impl Store {
+    /// Looks at what is kept from before. Errors: as the files' operations.
+    pub(super) async fn open(ring: &Ring, settings: &Settings) -> io::Result<Store> {
+        let folder = settings.data_path.clone();
+        for name in [IMAGE_TEMPORARY, JOURNAL_TEMPORARY] {
+            gone_is_fine(ring.unlink(&folder.join(name)).await)?;
+        }
+        let mut store = Store {
+            ring: ring.clone(),
+            journals_kept: settings.journals_kept,
+            images_kept: settings.images_kept,
+            log: None,
+            log_bytes: 0,
+            next: None,
+            image: None,
+            waiting: Vec::new(),
+            unsynced: false,
+            last_change_at: 0,
+            folder,
+        };
+        store.image = store.front_of(IMAGE).await?;
+        store.open_log().await?;
+        store.next = store.position().await?;
+        match (store.image, store.next) {
+            (Some(image), Some(next)) => {
+                info!(metaid = %image.metaid, image = image.version, next, "going on where the files end");
+            }
+            (Some(image), None) => {
+                warn!(image = image.version, "the journal files do not follow the image: another one will be fetched");
+            }
+            (None, _) => info!("no image is kept yet"),
+        }
+        Ok(store)
+    }
+
+    pub(super) fn use_settings(&mut self, settings: &Settings) {
+        self.journals_kept = settings.journals_kept;
+        self.images_kept = settings.images_kept;
+    }
+
+    /// Number of the change that is to come, if what is kept reaches so far without a hole.
+    pub(super) fn next(&self) -> Option<u64> {
+        self.next
+    }
+
+    pub(super) fn image(&self) -> Option<Front> {
+        self.image
+    }
+
+    pub(super) fn last_change_at(&self) -> u32 {
+        self.last_change_at
+    }
+
+    pub(super) fn is_unsynced(&self) -> bool {
+        self.unsynced || !self.waiting.is_empty()
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    pub(super) fn order_of(&self, number: u64) -> Order {
+        match self.next {
+            Some(next) if number > next => Order::Gap { missing: next },
+            Some(next) if number < next => Order::Back { kept: next - 1 },
+            _ => Order::Next,
+        }
+    }
+
+    /// Takes a change, whose order the caller has looked at. It is in the file after the next `write`.
+    pub(super) fn append(&mut self, number: u64, text: &[u8]) {
+        self.waiting.extend_from_slice(format!("{number}: ").as_bytes());
+        self.waiting.extend_from_slice(text);
+        self.waiting.push(b'\n');
+        self.next = Some(number + 1);
+        let seconds =
+            text.split(|byte| *byte == b'|').next().and_then(|word| std::str::from_utf8(word).ok()?.parse().ok());
+        self.last_change_at = seconds.unwrap_or(self.last_change_at);
+    }
+
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Writes what waits. After an error the position is that of the file: what it lacks must come again.
+    pub(super) async fn write(&mut self) -> io::Result<()> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let lines = std::mem::take(&mut self.waiting);
+        let written = self.write_lines(lines).await;
+        if written.is_err() {
+            // Half a line may be there: only what was whole before counts.
+            if let Some(log) = &self.log {
+                let _ = log.set_len(self.log_bytes).await; // it is cut off at the next start, too
+            }
+            self.next = self.position().await.unwrap_or(None);
+        }
+        written
+    }
+
+    async fn write_lines(&mut self, lines: Vec<u8>) -> io::Result<()> {
+        let bytes = lines.len() as u64;
+        let log = match &self.log {
+            Some(log) => log.clone(),
+            None => return Err(io::Error::other("the journal file is not open")),
+        };
+        log.write_all_at(lines, self.log_bytes).await.0?;
+        self.log_bytes += bytes;
+        self.unsynced = true;
+        Ok(())
+    }
+
+    /// Writes what waits and has it on the device.
+    pub(super) async fn sync(&mut self) -> io::Result<()> {
+        self.write().await?;
+        if self.unsynced {
+            if let Some(log) = &self.log {
+                log.datasync().await?;
+            }
+            self.unsynced = false;
+        }
+        Ok(())
+    }
+
+    /// Begins another journal file; the older ones move on.
+    pub(super) async fn rotate(&mut self) -> io::Result<()> {
+        self.sync().await?;
+        self.log = None;
+        let name = |number: u32| self.folder.join(journal_name(number));
+        gone_is_fine(self.ring.unlink(&name(self.journals_kept)).await)?;
+        for number in (0..self.journals_kept).rev() {
+            gone_is_fine(self.ring.rename(&name(number), &name(number + 1)).await)?;
+        }
+        self.open_log().await
+    }
+
+    /// Changes are missing, and an image that has them is on its way: what follows goes into a file of its own.
+    pub(super) async fn jump_to(&mut self, number: u64) -> io::Result<()> {
+        self.rotate().await?;
+        self.next = Some(number);
+        Ok(())
+    }
+
+    /// A fetched image becomes the newest one.
+    pub(super) async fn take_image(&mut self, front: Front) -> io::Result<()> {
+        let image = self.folder.join(IMAGE);
+        let older = |number: u32| self.folder.join(format!("{IMAGE}.{number}"));
+        if self.images_kept > 0 {
+            gone_is_fine(self.ring.unlink(&older(self.images_kept)).await)?;
+            for number in (1..self.images_kept).rev() {
+                gone_is_fine(self.ring.rename(&older(number), &older(number + 1)).await)?;
+            }
+            gone_is_fine(self.ring.rename(&image, &older(1)).await)?;
+        }
+        self.ring.rename(&self.folder.join(IMAGE_TEMPORARY), &image).await?;
+        self.ring.sync_dir(&self.folder).await?;
+        self.image = Some(front);
+        Ok(())
+    }
+
+    /// A fetched journal file of the master takes its place beside the image. `number`: 0 or 1.
+    pub(super) async fn take_journal(&mut self, number: u8) -> io::Result<()> {
+        let path = self.folder.join(format!("changelog_ml_back.{number}.mfs"));
+        self.ring.rename(&self.folder.join(JOURNAL_TEMPORARY), &path).await?;
+        self.ring.sync_dir(&self.folder).await
+    }
+
+    /// Whether image and journals reach to the present position without a hole.
+    pub(super) async fn is_whole(&mut self) -> io::Result<bool> {
+        self.write().await?;
+        let reached = self.position().await?;
+        Ok(reached.is_some() && (self.next.is_none() || reached == self.next))
+    }
+
+    /// Moves everything into a folder of its own; here it begins anew. Gives the folder.
+    pub(super) async fn set_aside(&mut self, why: &str) -> io::Result<PathBuf> {
+        self.sync().await?;
+        self.log = None;
+        let seconds = self.ring.wall_micros() / 1_000_000;
+        let aside = self.folder.join(format!("set-aside-{seconds}"));
+        self.ring.mkdir(&aside, 0o750).await?;
+        for entry in self.ring.list(&self.folder).await?.into_iter().filter(|entry| !entry.is_dir) {
+            let name = entry.name.to_string_lossy().into_owned();
+            if name.starts_with("metadata_ml.mfs") || name.starts_with("changelog_ml") {
+                self.ring.rename(&self.folder.join(&name), &aside.join(&name)).await?;
+            }
+        }
+        self.ring.sync_dir(&aside).await?;
+        self.ring.sync_dir(&self.folder).await?;
+        error!(folder = %aside.display(), "{why}; what was kept is set aside, nothing of it was deleted");
+        self.image = None;
+        self.next = None;
+        self.open_log().await?;
+        Ok(aside)
+    }
+
+    async fn open_log(&mut self) -> io::Result<()> {
+        let path = self.folder.join(journal_name(0));
+        let log = self.ring.open(&path, OpenHow::create(FILE_MODE)).await?;
+        let (range, sound_bytes) = scan(&log).await?;
+        let bytes = log.stat().await?.size;
+        if sound_bytes < bytes {
+            warn!(file = %path.display(), bytes = bytes - sound_bytes, "a torn end is cut off");
+            log.set_len(sound_bytes).await?;
+            log.datasync().await?;
+        }
+        self.log_bytes = sound_bytes;
+        self.log = Some(log);
+        self.ring.sync_dir(&self.folder).await?;
+        tracing::debug!(?range, "journal file open");
+        Ok(())
+    }
+
+    /// How far image and journals reach: the number of the first change that is not there. None without an image, or if
+    /// the live journal has lines that do not follow.
+    async fn position(&self) -> io::Result<Option<u64>> {
+        let Some(image) = self.image else { return Ok(None) };
+        let mut ranges = Vec::new();
+        let mut live = None;
+        for entry in self.ring.list(&self.folder).await?.into_iter().filter(|entry| !entry.is_dir) {
+            let name = entry.name.to_string_lossy().into_owned();
+            if !is_journal(&name) {
+                continue;
+            }
+            let file = self.ring.open(&self.folder.join(&name), OpenHow::read()).await?;
+            if let (Some(range), _) = scan(&file).await? {
+                ranges.push(range);
+                if name == journal_name(0) {
+                    live = Some(range);
+                }
+            }
+        }
+        ranges.sort_by_key(|range| range.first);
+        let mut reached = image.version;
+        for range in ranges {
+            if range.first <= reached && range.last >= reached {
+                reached = range.last + 1;
+            }
+        }
+        let is_whole = live.is_none_or(|live| live.last < reached);
+        Ok(is_whole.then_some(reached))
+    }
+
+    async fn front_of(&self, name: &str) -> io::Result<Option<Front>> {
+        let file = match self.ring.open(&self.folder.join(name), OpenHow::read()).await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let (read, mut bytes) = file.read_at(vec![0; IMAGE_FRONT_BYTES], 0).await;
+        bytes.truncate(read?);
+        Ok(Front::decode(&bytes))
+    }
+}
+
+fn journal_name(number: u32) -> String {
+    format!("changelog_ml.{number}.mfs")
+}
+
+fn is_journal(name: &str) -> bool {
+    (name.starts_with("changelog_ml.") || name.starts_with("changelog_ml_back.")) && name.ends_with(".mfs")
+}
+
+/// Lines of our masters have checksums, which must fit; those of MooseFS's have none. `has_sums`: a line before had one.
+fn is_sound(line: &[u8], has_sums: &mut bool) -> bool {
+    match meta::journal::parse(line) {
+        Ok(_) | Err(JournalError::Syntax) => {
+            *has_sums = true;
+            true
+        }
+        Err(JournalError::NoChecksum) => !*has_sums,
+        Err(JournalError::Checksum { .. } | JournalError::Torn) => false,
+    }
+}
+
+/// The numbers of a journal file's sound lines as far as they rise by one, and the bytes of those lines.
+async fn scan(file: &File) -> io::Result<(Option<Range>, u64)> {
+    let mut range: Option<Range> = None;
+    let (mut sound_bytes, mut offset) = (0, 0);
+    let mut rest = Vec::new();
+    let mut has_sums = false;
+    loop {
+        let (read, piece) = file.read_at(vec![0; PIECE_BYTES], offset).await;
+        let count = read?;
+        if count == 0 {
+            return Ok((range, sound_bytes));
+        }
+        offset += count as u64;
+        rest.extend_from_slice(&piece[..count]);
+        let mut used = 0;
+        while let Some(end) = rest[used..].iter().position(|byte| *byte == b'\n') {
+            let line = &rest[used..used + end];
+            let Some(number) = meta::journal::line_version(line).filter(|_| is_sound(line, &mut has_sums)) else {
+                return Ok((range, sound_bytes));
+            };
+            range = match range {
+                None => Some(Range { first: number, last: number }),
+                Some(Range { first, last }) if number == last + 1 => Some(Range { first, last: number }),
+                Some(_) => return Ok((range, sound_bytes)),
+            };
+            used += end + 1;
+            sound_bytes += end as u64 + 1;
+        }
+        rest.drain(..used);
+        if rest.len() > LINE_BYTES_MAX {
+            return Ok((range, sound_bytes));
+        }
+    }
+}
+
+/// Whether a fetched file is a whole image: signature, end marker, and, if it is one of ours, every checksum in it.
+/// Gives its front. Errors: why not, in words.
+pub(super) async fn check_image(ring: &Ring, path: &Path) -> Result<Front, String> {
+    let text = |error: io::Error| error.to_string();
+    let file = ring.open(path, OpenHow::read()).await.map_err(text)?;
+    let bytes = file.stat().await.map_err(text)?.size;
+    let read = async |offset: u64, count: usize| {
+        let (read, mut bytes) = file.read_at(vec![0; count], offset).await;
+        bytes.truncate(read.map_err(text)?);
+        Ok::<_, String>(bytes)
+    };
+    let head = read(0, WRAPPED_HEAD_BYTES as usize).await?;
+    let front = Front::decode(&head).ok_or("it does not begin as an image does")?;
+    if head == NEW {
+        return Ok(front);
+    }
+    let end = bytes.saturating_sub(WRAPPED_TAIL.len() as u64);
+    if read(end, WRAPPED_TAIL.len()).await? != WRAPPED_TAIL {
+        return Err("it does not end as an image does: it was cut off".to_owned());
+    }
+    if head.get(24..28) == Some(b"MOOR") {
+        let mut verifier = Verifier::new();
+        let mut offset = WRAPPED_HEAD_BYTES;
+        while offset < end {
+            let piece = read(offset, usize::try_from(end - offset).unwrap_or(PIECE_BYTES).min(PIECE_BYTES)).await?;
+            if piece.is_empty() {
+                return Err("it became shorter meanwhile".to_owned());
+            }
+            verifier.push(&piece).map_err(|error| error.to_string())?;
+            offset += piece.len() as u64;
+        }
+        let header = verifier.finish().map_err(|error| error.to_string())?;
+        if (header.version, header.meta_id) != (front.version, front.metaid) {
+            return Err("its two headers name different states".to_owned());
+        }
+    }
+    Ok(front)
+}

@@ -1,0 +1,322 @@
+//! A master and a metalogger in one simulated world; crashes, gaps, roll-backs.
+
+use std::cell::Cell;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use ring::sim::{self, NodeId, World};
+use ring::{JoinHandle, Ring};
+
+use super::store::{IMAGE, check_image};
+use super::{Settings, run};
+use crate::master::tests::Peer;
+use crate::master::{self, MasterError, examine};
+use crate::signals::Wish;
+
+const MASTER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+const LOGGER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+
+/// A daemon's end, and the wish that it go on: dropping that stops it.
+type Running<E> = (JoinHandle<Result<(), E>>, ring::channel::Sender<Wish>);
+
+struct Scene {
+    world: World,
+    master: NodeId,
+    logger: NodeId,
+    masters: Option<Running<MasterError>>,
+    loggers: Option<Running<std::io::Error>>,
+    made: u32,
+}
+
+fn master_settings(folder: &str) -> master::Settings {
+    let at = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
+    master::Settings {
+        data_path: PathBuf::from(folder),
+        exports_path: PathBuf::from("/exports"),
+        metalogger_address: at(9419),
+        chunkserver_address: at(9420),
+        client_address: at(9421),
+        ..master::Settings::default()
+    }
+}
+
+fn logger_settings() -> Settings {
+    Settings {
+        data_path: PathBuf::from("/kept"),
+        master_host: MASTER.to_string(),
+        master_port: 9419,
+        bind_ip: None,
+        master_timeout_sec: 10,
+        reconnection_delay: Duration::from_secs(1),
+        journals_kept: 50,
+        images_kept: 3,
+        image_every_hours: 24,
+    }
+}
+
+impl Scene {
+    fn new(seed: u64) -> Scene {
+        let world = World::new(seed, sim::Settings::default());
+        let (master, logger) = (world.node(MASTER), world.node(LOGGER));
+        world
+            .run(master, |ring| async move {
+                ring.write_file_durably(Path::new("/exports"), 0o644, b"* / rw,alldirs,maproot=0\n".to_vec())
+                    .await
+                    .unwrap();
+                for folder in ["/data", "/other"] {
+                    ring.mkdir(Path::new(folder), 0o755).await.unwrap();
+                    let new = Path::new(folder).join("metadata.mfs");
+                    ring.write_file_durably(&new, 0o644, b"MFSM NEW".to_vec()).await.unwrap();
+                }
+                ring.sync_dir(Path::new("/")).await.unwrap();
+            })
+            .unwrap();
+        world
+            .run(logger, |ring| async move {
+                ring.mkdir(Path::new("/kept"), 0o755).await.unwrap();
+                ring.sync_dir(Path::new("/")).await.unwrap();
+            })
+            .unwrap();
+        Scene { world, master, logger, masters: None, loggers: None, made: 0 }
+    }
+
+    fn start_master(&mut self, folder: &str) {
+        let (sender, wishes) = ring::channel::channel();
+        let (settings, ready) = (master_settings(folder), Rc::new(Cell::new(false)));
+        let is_ready = ready.clone();
+        let handle =
+            self.world.spawn(self.master, |ring| master::run(ring, settings, wishes, move || is_ready.set(true)));
+        assert!(self.world.run_until(|| ready.get() || handle.is_finished()));
+        assert!(ready.get(), "the master starts");
+        self.masters = Some((handle, sender));
+    }
+
+    fn start_logger(&mut self) {
+        let (sender, wishes) = ring::channel::channel();
+        let handle = self.world.spawn(self.logger, |ring| run(ring, logger_settings(), None, wishes, || {}));
+        self.loggers = Some((handle, sender));
+        self.world.run_for(Duration::from_secs(5));
+    }
+
+    fn stop_logger(&mut self) {
+        drop(self.loggers.take());
+        self.world.run_for(Duration::from_secs(5));
+    }
+
+    fn crash_master(&mut self) {
+        self.world.crash(self.master);
+        self.masters = None;
+        self.world.restart(self.master);
+        self.world.run_for(Duration::from_secs(2));
+    }
+
+    /// Makes directories at the master, and waits for the answers.
+    fn change(&mut self, count: u32) {
+        let from = self.made;
+        self.made += count;
+        let made = self.world.run(self.logger, |ring| async move {
+            let mut mount = Peer::mount(&ring).await;
+            for number in from..from + count {
+                mount.create(&format!("f{number}")).await.unwrap();
+            }
+        });
+        assert!(made.is_some(), "the master answers");
+        self.world.run_for(Duration::from_secs(2));
+    }
+
+    /// What a master would have that starts from the folder of the metalogger: the number of the next change.
+    fn kept(&self) -> u64 {
+        self.plan_of(self.logger, "/kept").expect("it would start").to
+    }
+
+    fn at_the_master(&self, folder: &str) -> u64 {
+        self.plan_of(self.master, folder).expect("it would start").to
+    }
+
+    fn plan_of(&self, node: NodeId, folder: &str) -> Result<meta::recovery::Plan, MasterError> {
+        let settings = master_settings(folder);
+        self.world.run(node, |ring| async move { examine(&ring, &settings).await }).expect("it ends")
+    }
+
+    fn copy_at_the_master(&self, from: &'static str, to: &'static str) {
+        let copied = self.world.run(self.master, |ring| async move {
+            ring.mkdir(Path::new(to), 0o755).await.unwrap();
+            for entry in ring.list(Path::new(from)).await.unwrap() {
+                let bytes = ring.read_file(&Path::new(from).join(&entry.name)).await.unwrap();
+                ring.write_file_durably(&Path::new(to).join(&entry.name), 0o644, bytes).await.unwrap();
+            }
+            ring.sync_dir(Path::new("/")).await.unwrap();
+        });
+        assert!(copied.is_some());
+    }
+
+    /// The folder in which what was kept before was set aside.
+    fn aside(&self) -> String {
+        let names = self.names("/kept");
+        let aside: Vec<&String> = names.iter().filter(|name| name.starts_with("set-aside-")).collect();
+        assert_eq!(aside.len(), 1, "{names:?}");
+        format!("/kept/{}", aside[0])
+    }
+
+    fn names(&self, folder: &str) -> Vec<String> {
+        let folder = PathBuf::from(folder);
+        let list = |ring: Ring| async move { ring.list(&folder).await.unwrap() };
+        let mut names: Vec<String> = self
+            .world
+            .run(self.logger, list)
+            .unwrap()
+            .into_iter()
+            .map(|entry| entry.name.to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+#[test]
+fn every_change_is_kept_and_a_master_would_start_from_it() {
+    let mut scene = Scene::new(1);
+    scene.start_master("/data");
+    scene.change(3);
+    scene.start_logger();
+    scene.change(20);
+    let at_the_master = scene.at_the_master("/data");
+    assert!(at_the_master > 23);
+    assert_eq!(scene.kept(), at_the_master);
+    assert!(scene.names("/kept").contains(&IMAGE.to_owned()), "the image comes at once");
+}
+
+#[test]
+fn a_restart_goes_on_where_the_files_end() {
+    let mut scene = Scene::new(2);
+    scene.start_master("/data");
+    scene.start_logger();
+    scene.change(5);
+    scene.stop_logger();
+    scene.change(5);
+    assert!(scene.kept() < scene.at_the_master("/data"));
+    scene.start_logger();
+    assert_eq!(scene.kept(), scene.at_the_master("/data"));
+    scene.change(5);
+    assert_eq!(scene.kept(), scene.at_the_master("/data"));
+    let names = scene.names("/kept");
+    assert!(!names.contains(&format!("{IMAGE}.1")), "no second image was fetched: {names:?}");
+    assert!(!names.contains(&"changelog_ml.1.mfs".to_owned()), "{names:?}");
+}
+
+#[test]
+fn after_a_gap_an_image_is_fetched_and_the_older_files_stay() {
+    let mut scene = Scene::new(3);
+    scene.start_master("/data");
+    scene.start_logger();
+    scene.change(5);
+    scene.stop_logger();
+    scene.change(5);
+    scene.crash_master(); // what it remembered for loggers is gone
+    scene.start_master("/data");
+    scene.start_logger();
+    scene.change(5);
+    assert_eq!(scene.kept(), scene.at_the_master("/data"));
+    let names = scene.names("/kept");
+    assert!(names.contains(&"changelog_ml.1.mfs".to_owned()), "{names:?}");
+    assert!(names.contains(&format!("{IMAGE}.1")), "{names:?}");
+}
+
+#[test]
+fn a_master_that_was_rolled_back_does_not_take_what_is_kept_with_it() {
+    let mut scene = Scene::new(4);
+    scene.start_master("/data");
+    scene.start_logger();
+    scene.change(5);
+    scene.crash_master();
+    scene.copy_at_the_master("/data", "/old");
+    scene.start_master("/data");
+    scene.change(20);
+    let newest = scene.kept();
+    assert_eq!(newest, scene.at_the_master("/data"));
+    scene.crash_master();
+    scene.start_master("/old");
+    scene.world.run_for(Duration::from_secs(15)); // until the metalogger is here again
+    scene.change(3);
+    assert_eq!(scene.kept(), scene.at_the_master("/old"));
+    assert_eq!(scene.plan_of(scene.logger, &scene.aside()).unwrap().to, newest, "all that was kept is still there");
+}
+
+#[test]
+fn another_file_system_does_not_mix_with_what_is_kept() {
+    let mut scene = Scene::new(5);
+    scene.start_master("/data");
+    scene.start_logger();
+    scene.change(20);
+    let newest = scene.kept();
+    scene.crash_master();
+    scene.start_master("/other");
+    scene.change(3);
+    scene.world.run_for(Duration::from_secs(5));
+    assert_eq!(scene.kept(), scene.at_the_master("/other"));
+    assert_eq!(scene.plan_of(scene.logger, &scene.aside()).unwrap().to, newest);
+}
+
+#[test]
+fn power_cuts_of_the_metalogger_cost_at_most_the_last_moment() {
+    for seed in 10..60 {
+        let mut scene = Scene::new(seed);
+        scene.start_master("/data");
+        scene.start_logger();
+        scene.change(10);
+        let settled = scene.at_the_master("/data");
+        // In the middle of a load, a power cut.
+        let load = scene.world.spawn(scene.logger, |ring| async move {
+            let mut mount = Peer::mount(&ring).await;
+            for number in 0.. {
+                mount.create(&format!("under-load-{number}")).await.unwrap();
+            }
+        });
+        scene.world.run_for(Duration::from_millis(scene.world.random_below(900)));
+        drop(load);
+        scene.world.crash(scene.logger);
+        scene.loggers = None;
+        scene.world.restart(scene.logger);
+        assert!(scene.kept() >= settled, "seed {seed}");
+        scene.start_logger();
+        scene.change(3);
+        assert_eq!(scene.kept(), scene.at_the_master("/data"), "seed {seed}");
+    }
+}
+
+#[test]
+fn an_image_that_was_altered_or_cut_off_is_not_taken() {
+    let mut scene = Scene::new(6);
+    scene.start_master("/data");
+    scene.start_logger();
+    let (whole, checked) = scene
+        .world
+        .run(scene.logger, |ring| async move {
+            let path = PathBuf::from("/kept").join(IMAGE);
+            let whole = ring.read_file(&path).await.unwrap();
+            let check = async |bytes: &[u8]| {
+                let path = Path::new("/kept/altered");
+                ring.write_file_durably(path, 0o644, bytes.to_vec()).await.unwrap();
+                check_image(&ring, path).await
+            };
+            let mut checked =
+                vec![check(&whole).await, check(&whole[..whole.len() - 1]).await, check(b"MFSM NEW 2").await];
+            for at in [0, 9, 17, 50, 70, whole.len() - 30, whole.len() - 3] {
+                let mut altered = whole.clone();
+                altered[at] ^= 1;
+                checked.push(check(&altered).await);
+            }
+            let mut short = whole[..whole.len() - 60].to_vec();
+            short.extend_from_slice(b"[MFS EOF MARKER]");
+            checked.push(check(&short).await);
+            (whole, checked)
+        })
+        .unwrap();
+    assert!(whole.len() > 200);
+    assert!(checked[0].is_ok(), "{:?}", checked[0]);
+    for (at, checked) in checked.iter().enumerate().skip(1) {
+        assert!(checked.is_err(), "the {at}th");
+    }
+}
