@@ -1,11 +1,11 @@
 //! `mooring demo`: a whole cluster in one process tree, on this machine, in one folder.
 //!
 //! The demo is a supervisor of ordinary processes: it writes ordinary configuration files, starts this program again
-//! as master, chunkservers and mount, waits until each says that it is ready, and then watches. Nothing is special
+//! as master, metalogger, chunkservers and mount, waits until each says that it is ready, and then watches. Nothing is special
 //! about the servers that it starts; the files in its `etc` folder start the same servers by hand.
 //!
 //! Order is what keeps data: the mount goes first at the end (it writes out what it holds), then the chunkservers,
-//! then the master. If the demo itself is killed, its children notice that their standard input ended and stop by
+//! then the master, then the metalogger, which has heard all of it. If the demo itself is killed, its children notice that their standard input ended and stop by
 //! themselves.
 
 mod child;
@@ -49,7 +49,7 @@ const DEATH_WINDOW: Duration = Duration::from_secs(120);
 pub const CHUNKSERVERS_MAX: u8 = 32;
 pub const GOAL_MAX: u8 = 9;
 
-/// A whole Mooring on this machine: master, chunkservers and a mounted file system, for trying it out
+/// A whole Mooring on this machine: master, metalogger, chunkservers and a mounted file system, for trying it out
 #[derive(Debug, Clone, clap::Args)]
 pub struct Arguments {
     /// Folder for everything: configuration, logs, data, and the mount point
@@ -213,6 +213,7 @@ struct Cluster<'a> {
     mountpoint: &'a Mountpoint,
     ports: Ports,
     master: Child,
+    metalogger: Child,
     chunkservers: Vec<Child>,
     mount: Child,
 }
@@ -237,6 +238,7 @@ impl<'a> Cluster<'a> {
             mountpoint,
             ports,
             master: server("master".into(), "master", layout.master_config()),
+            metalogger: server("metalogger".into(), "metalogger", layout.metalogger_config()),
             chunkservers: (1..=layout.chunkservers)
                 .map(|number| server(format!("chunkserver-{number}"), "chunkserver", layout.chunkserver_config(number)))
                 .collect(),
@@ -254,6 +256,7 @@ impl<'a> Cluster<'a> {
     fn start(&mut self, wishes: &Receiver<Wish>, copies: Option<u8>) -> Result<(), String> {
         self.master.start()?;
         until(wishes, "the master", || self.master.is_ready())?;
+        self.metalogger.start()?;
         for chunkserver in &mut self.chunkservers {
             chunkserver.start()?;
         }
@@ -262,6 +265,7 @@ impl<'a> Cluster<'a> {
             let name = chunkserver.name().to_owned();
             until(wishes, &name, || chunkserver.is_ready())?;
         }
+        until(wishes, "the metalogger", || self.metalogger.is_ready())?;
         until(wishes, "the mount", || self.mount.is_ready())?;
         if !settle::settle(self.ports.clients(), &self.layout.disks(), copies)? {
             println!("Not every chunkserver has registered with the master yet; their logs may tell why.");
@@ -284,12 +288,13 @@ impl<'a> Cluster<'a> {
                 chunkserver.revive(restart_after, || Ok(()))?;
             }
             self.master.revive(Duration::from_secs(1), || Ok(()))?;
+            self.metalogger.revive(Duration::from_secs(1), || Ok(()))?;
             let mountpoint = self.mountpoint;
             self.mount.revive(Duration::from_secs(1), || mountpoint.clear())?;
         }
     }
 
-    /// Unmount, stop the chunkservers, stop the master. Tells what does not go well; goes on with the rest.
+    /// Unmount, stop the chunkservers, the master, the metalogger. Tells what does not go well; goes on with the rest.
     fn stop(&mut self, wishes: &Receiver<Wish>) {
         self.unmount(wishes);
         for chunkserver in &mut self.chunkservers {
@@ -300,6 +305,9 @@ impl<'a> Cluster<'a> {
         }
         self.master.ask_to_stop();
         self.master.wait_or_kill(STOP_TIMEOUT);
+        // Last, so that it has every change of the master.
+        self.metalogger.ask_to_stop();
+        self.metalogger.wait_or_kill(STOP_TIMEOUT);
         println!("Stopped. The files are kept in {}; the same command brings them back.", self.layout.dir.display());
     }
 
@@ -343,6 +351,7 @@ Mooring runs (ready after {:.1} s): {} chunkservers, {copies} of every new file.
 
   files          {mount}
   master         {}   (a stock mfsmount finds it there too)
+  metalogger     {}
   chunkservers   {}
   configuration  {}
   logs           {}
@@ -357,6 +366,7 @@ Ctrl-C unmounts and stops everything; the files stay.
             took.as_secs_f64(),
             self.layout.chunkservers,
             self.ports.clients(),
+            self.layout.metalogger_data().display(),
             servers.join(" "),
             self.layout.etc().display(),
             self.layout.logs().display(),

@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! mooring-demo/
-//!   etc/   mfsmaster.cfg mfsexports.cfg mfsmount.cfg mfschunkserver-1.cfg mfshdd-1.cfg ...
-//!   log/   master.log chunkserver-1.log ... mount.log
+//!   etc/   mfsmaster.cfg mfsexports.cfg mfsmetalogger.cfg mfsmount.cfg mfschunkserver-1.cfg mfshdd-1.cfg ...
+//!   log/   master.log metalogger.log chunkserver-1.log ... mount.log
 //!   master/            metadata and change logs
+//!   metalogger/        a copy of them
 //!   chunkserver-1/     its identity and charts; the chunks are in chunkserver-1/disk
 //!   mnt/               the mounted file system
 //! ```
@@ -12,7 +13,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 
-use crate::process::{CHUNKSERVER, MASTER};
+use crate::process::{CHUNKSERVER, MASTER, METALOGGER};
 
 /// A `metadata.mfs` with these bytes starts an empty file system. Spec 71, 1.3.
 pub(super) const NEW_FILE_SYSTEM: &[u8] = b"MFSM NEW";
@@ -119,6 +120,14 @@ impl Layout {
         self.etc().join("mfsmaster.cfg")
     }
 
+    pub(super) fn metalogger_data(&self) -> PathBuf {
+        self.dir.join("metalogger")
+    }
+
+    pub(super) fn metalogger_config(&self) -> PathBuf {
+        self.etc().join("mfsmetalogger.cfg")
+    }
+
     pub(super) fn mount_config(&self) -> PathBuf {
         self.etc().join("mfsmount.cfg")
     }
@@ -137,7 +146,7 @@ impl Layout {
 
     /// Every folder that must exist before the servers start. Not the mount point: that may be a dead mount.
     pub(super) fn folders(&self) -> Vec<PathBuf> {
-        [self.etc(), self.logs(), self.master_data()].into_iter().chain(self.disks()).collect()
+        [self.etc(), self.logs(), self.master_data(), self.metalogger_data()].into_iter().chain(self.disks()).collect()
     }
 
     pub(super) fn disks(&self) -> Vec<PathBuf> {
@@ -148,7 +157,9 @@ impl Layout {
     pub(super) fn server_locks(&self) -> Vec<PathBuf> {
         let chunkservers =
             (1..=super::CHUNKSERVERS_MAX).map(|number| self.chunkserver_data(number).join(CHUNKSERVER.lock_file()));
-        std::iter::once(self.master_data().join(MASTER.lock_file())).chain(chunkservers).collect()
+        let metadata =
+            [self.master_data().join(MASTER.lock_file()), self.metalogger_data().join(METALOGGER.lock_file())];
+        metadata.into_iter().chain(chunkservers).collect()
     }
 
     /// All configuration files with their texts.
@@ -163,6 +174,7 @@ impl Layout {
                 ),
             ),
         ];
+        files.push((self.metalogger_config(), self.metalogger_text(ports, driver, as_root)));
         files.push((self.mount_config(), self.mount_text(ports, driver)));
         for number in 1..=self.chunkservers {
             let disks = self.etc().join(format!("mfshdd-{number}.cfg"));
@@ -200,6 +212,22 @@ RING_DRIVER = {driver}
             metaloggers = ports.metaloggers().port(),
             chunkservers = ports.chunkservers().port(),
             clients = ports.clients().port(),
+        )
+    }
+
+    fn metalogger_text(&self, ports: Ports, driver: &str, as_root: bool) -> String {
+        format!(
+            "{HEADER}{user}DATA_PATH = {data}
+
+MASTER_HOST = 127.0.0.1
+MASTER_PORT = {master}
+MASTER_RECONNECTION_DELAY = 1
+
+RING_DRIVER = {driver}
+",
+            user = modest(as_root),
+            data = self.metalogger_data().display(),
+            master = ports.metaloggers().port(),
         )
     }
 
@@ -273,7 +301,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a scratch folder");
         let layout = Layout::new(&folder.path().join("a demo"), None, 2).expect("a plain path");
         let files = layout.configuration(Ports::usual(), "epoll", true);
-        assert_eq!(files.len(), 3 + 2 * 2);
+        assert_eq!(files.len(), 4 + 2 * 2);
         let read = |name: &str| {
             let (path, text) = files.iter().find(|(path, _)| path.ends_with(name)).expect("it is written");
             Config::parse(text.as_bytes(), path)
