@@ -258,7 +258,8 @@ pub(crate) async fn start(
     let mut others = Others { shared: shared.clone(), threads: Vec::new() };
     let (ended, mut ends) = channel::<()>();
     for (number, letters) in letters.drain(1..).enumerate().map(|(at, letters)| (at + 1, letters)) {
-        let options = Options { buffers: settings.buffers_of(count), ..ring.options().expect("a real ring") };
+        let options =
+            Options { buffers: settings.buffers_of(count), pin_to_core: None, ..ring.options().expect("a real ring") };
         let (shared, settings, ended) = (shared.clone(), settings.clone(), ended.clone());
         let (started, mut start) = channel::<()>();
         let body = move || -> std::io::Result<()> {

@@ -274,6 +274,29 @@ mod tests {
     }
 
     #[test]
+    fn what_another_log_says_of_a_chunk_is_added() {
+        let cut = Intent::Truncate { id: ID, version: V1, length_bytes: 5, last_sum: Crc(3) };
+        let newer = Intent::Write { id: ID, version: Version(2), block: block(9), sum: Crc(90) };
+        let other = Intent::Write { id: ChunkId(8), version: V1, block: block(0), sum: Crc(80) };
+        let after = |logs: &[&[Intent]]| {
+            let mut all = BTreeMap::new();
+            logs.iter().for_each(|log| add_repairs(&mut all, repairs(pages(&[log]))));
+            all
+        };
+        let both = after(&[&[write(1, 10), other], &[write(1, 11), write(2, 20)]]);
+        assert_eq!(both.keys().copied().collect::<Vec<_>>(), [ID, ChunkId(8)]);
+        let blocks = [(block(1), vec![Crc(10), Crc(11)]), (block(2), vec![Crc(20)])];
+        assert_eq!(both[&ID].blocks, BTreeMap::from(blocks));
+        for logs in [[&[write(1, 10)], &[newer]], [&[newer], &[write(1, 10)]]] {
+            assert_eq!(after(&[logs[0], logs[1]])[&ID].blocks, BTreeMap::from([(block(9), vec![Crc(90)])]));
+        }
+        for logs in [[&[write(1, 10)], &[cut]], [&[cut], &[write(1, 10)]]] {
+            assert_eq!(after(&[logs[0], logs[1]])[&ID].truncate, None, "the other log knows better");
+        }
+        assert_eq!(after(&[&[cut]])[&ID].truncate.map(|cut| cut.length_bytes), Some(5));
+    }
+
+    #[test]
     fn a_truncation_is_repeated_only_if_nothing_followed() {
         let cut = Intent::Truncate { id: ID, version: V1, length_bytes: 5, last_sum: Crc(3) };
         let repair = &repairs(pages(&[&[write(1, 10)], &[cut]]))[&ID];

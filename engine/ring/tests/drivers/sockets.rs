@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use ring::{BufferedReader, DriverChoice, Gather, IoBuf, IoBufExt, LEAD_BYTES, Options, Ring, Stream};
 
 use crate::on_both_drivers;
@@ -297,6 +298,31 @@ on_both_drivers! {
         assert_eq!(bytes, b"after");
         assert_eq!(client.recv(vec![0; 1]).await.0.unwrap(), 0);
         thread.join().unwrap().unwrap();
+    }
+
+    async fn a_reader_gives_up_its_connection_with_what_it_buffered(ring: Ring) {
+        let (client, server) = pair(&ring).await;
+        client.send_all(b"first second").await.0.unwrap();
+        let mut reader = BufferedReader::new(server.clone(), 64);
+        reader.fill(12).await.unwrap();
+        reader.consume(6);
+        drop(server);
+        let (stream, buffered) = reader.into_parts().expect("no receive is under way");
+        assert_eq!(buffered, b"second");
+        let moved = stream.detach().expect("the only handle");
+        let options = ring.options().expect("a real ring");
+        let thread = std::thread::spawn(move || {
+            ring::run(options, |ring| async move {
+                let mut reader = BufferedReader::with_buffered(ring.attach(moved).unwrap(), 64, &buffered);
+                assert_eq!(reader.fill(12).await.unwrap(), b"second third");
+            })
+        });
+        client.send_all(b" third").await.0.unwrap();
+        thread.join().unwrap().unwrap();
+        let (_client, server) = pair(&ring).await;
+        let mut reader = BufferedReader::new(server, 64);
+        assert!(reader.more().now_or_never().is_none());
+        assert!(reader.into_parts().is_none(), "its bytes would come too late");
     }
 
     async fn one_sender_does_not_keep_others_from_running(ring: Ring) {
