@@ -169,7 +169,7 @@ impl Store {
         let last = self.content_after_cut(chunk, truncation.length_bytes).await?;
         // The block was sound when the truncation began, and is now as it was or as it should become: both give the
         // logged sum. Anything else is torn, or has lost writes of before.
-        if last.as_ref().is_some_and(|(_, sum)| *sum != truncation.last_sum) {
+        if last.as_ref().is_some_and(|(_, sum)| !is_as_cut(*sum, truncation.last_sum)) {
             done.torn_blocks += 1;
             return Ok(false);
         }
@@ -216,6 +216,12 @@ impl Store {
     }
 }
 
+/// Is the block in which a cut lies, with zeros behind it, what the log says? Where the cut makes the chunk longer, there
+/// was no such block when it was logged, and there is one of zeros once the file was extended.
+fn is_as_cut(found: Crc, logged: Crc) -> bool {
+    found == logged || (logged == Crc(0) && found == Crc(EMPTY_BLOCK_CRC))
+}
+
 impl Chunk {
     fn file(&self) -> Result<File, ChunkError> {
         self.state.borrow().as_ref().map(|open| open.file.clone()).ok_or(ChunkError::NoChunk)
@@ -226,5 +232,17 @@ impl Chunk {
             open.sums.set(block, sum);
             open.sums_changed = true;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_that_was_being_made_longer_ends_in_zeros_and_is_not_torn() {
+        assert!(is_as_cut(Crc(7), Crc(7)));
+        assert!(is_as_cut(Crc(EMPTY_BLOCK_CRC), Crc(0)), "the log knew no block there");
+        assert!(!is_as_cut(Crc(7), Crc(0)) && !is_as_cut(Crc(EMPTY_BLOCK_CRC), Crc(7)));
     }
 }
