@@ -232,7 +232,8 @@ impl Drill {
             self.outcome.blocks_compared += 1;
         }
         let damaged = self.master.damaged().contains(&chunk.id);
-        assert!(!damaged || !is_whole, "{name} is good and was reported as damaged");
+        let log = || self.server.as_ref().map(|server| server.log_text()).unwrap_or_default();
+        assert!(!damaged || !is_whole, "{name} is good and was reported as damaged:\n{}", log());
         if !is_whole {
             // As a master does that has a better copy.
             self.master.delete(HOST, &[chunk.id]).unwrap_or_else(|why| panic!("{name}: {why}"));
