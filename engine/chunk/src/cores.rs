@@ -263,7 +263,7 @@ pub(crate) async fn start(
         let (shared, settings, ended) = (shared.clone(), settings.clone(), ended.clone());
         let (started, mut start) = channel::<()>();
         let body = move || -> std::io::Result<()> {
-            let _ended = ended; // dropped at the end, also by a panic
+            let _ended = SaysEnd(ended);
             ring::run(options, |ring| another_core(ring, settings, shared, number, letters, started))
         };
         let (say_why, mut why) = channel();
@@ -321,6 +321,15 @@ async fn another_core(
         if server.ended.get() {
             return;
         }
+    }
+}
+
+/// Tells the first core that a thread ends, also by a panic.
+struct SaysEnd(Sender<()>);
+
+impl Drop for SaysEnd {
+    fn drop(&mut self) {
+        let _ = self.0.send(()); // at a stop nobody listens any more
     }
 }
 

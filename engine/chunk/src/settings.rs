@@ -161,7 +161,7 @@ impl Settings {
             rebalance_percent: 20,
             rebalance_moves: 0,
             replication_speed: 0.0,
-            cores: 0,
+            cores: 1,
             io_mode: IoMode::Direct,
             durability: Durability::Written,
             block_cache_mib: 64,

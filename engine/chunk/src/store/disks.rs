@@ -254,6 +254,9 @@ impl Store {
         if after_crash {
             let done = self.recover_on_all(index, repairs).await;
             tracing::warn!("{}: put right after a crash: {done:?}", volume.folder.display());
+            if !volume.is_usable() {
+                return Ok(()); // given up meanwhile: the logs keep for the next time what was not put right
+            }
         }
         self.empty_logs(index, volume, after_crash).await?;
         if volume.recovering.swap(false, Ordering::AcqRel) && self.core.shared.reports.may_be_sent() {
