@@ -4,7 +4,7 @@
 //! the metalogger keeps, and never writes into a folder that holds other metadata.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -109,13 +109,14 @@ fn kept_files(from: &Path) -> Result<Vec<String>, String> {
             files.push(name);
         }
     }
-    if !files.iter().any(|name| name == "metadata_ml.mfs.back") {
+    let Some(image) = files.iter().filter(|name| name.starts_with("metadata_ml.mfs.back")).min() else {
         return Err(format!("{} holds no image of a metalogger (metadata_ml.mfs.back)", from.display()));
-    }
-    let first = fs::read(from.join("metadata_ml.mfs.back")).map_err(text)?;
-    if first.get(24..28) != Some(b"MOOR") {
+    };
+    let mut first = [0; 28];
+    let read = fs::File::open(from.join(image)).and_then(|mut file| file.read_exact(&mut first));
+    if read.is_err() || !first.ends_with(b"MOOR") {
         return Err(format!(
-            "{}: metadata_ml.mfs.back is of a MooseFS master, which Mooring cannot read yet. Copy the metadata_ml and \
+            "{}: {image} is of a MooseFS master, which Mooring cannot read yet. Copy the metadata_ml and \
              changelog_ml files into the data folder of a MooseFS master and start it with mfsmaster -a",
             from.display()
         ));

@@ -204,7 +204,8 @@ async fn recover(ring: &Ring, settings: &Settings, names: &[String], headers: He
         let path = folder.join(name);
         let is_given_up = |part: &JournalFacts| part.versions.is_some_and(|(_, last)| last >= namespace.version());
         if parts.iter().any(is_given_up) {
-            ring.rename(&path, &folder.join(format!("{name}.given-up"))).await?;
+            ring.rename(&path, &folder.join(format!("{name}.given-up-{now}"))).await?;
+            ring.sync_dir(folder).await?;
             warn!(
                 file = name,
                 "the journal's lines from {} on are given up; the file was renamed",

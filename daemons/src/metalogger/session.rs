@@ -26,11 +26,13 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Lines that wait for the file while more are in the buffer.
 const WAITING_BYTES_MAX: usize = 1 << 20;
 /// Bytes that one request asks for. Spec 42, 5.2.
-const PIECE_BYTES: u32 = 1_000_000;
+/// A whole one must come before the silence counts, also over a slow line.
+const PIECE_BYTES: u32 = 256 << 10;
 /// A piece is asked for so often before the download is given up. Spec 42, 5.2.
 const TRIES_MAX: u32 = 5;
-/// An image that could not be fetched is tried for again after this.
+/// An image that could not be fetched, or did not help, is tried for again after this, each time after twice as long.
 const DOWNLOAD_AGAIN_AFTER: Duration = Duration::from_secs(60);
+const DOWNLOAD_AGAIN_MAX: Duration = Duration::from_secs(3600);
 /// Second of the period in which images are fetched. Spec 42, B.2.
 const DOWNLOAD_SECOND: u64 = 630;
 /// The reader's own limit of silence would begin anew with each look.
@@ -70,6 +72,9 @@ pub(super) struct Session<'a> {
 
 /// Connects and follows the master until the connection ends. Gives the reason.
 pub(super) async fn follow(ring: &Ring, settings: Rc<Settings>, store: &mut Store, wishes: &Wishes) -> String {
+    if let Err(error) = store.recover().await {
+        return disk(error);
+    }
     let asked = Settings::clone(&settings);
     let to = match ring.run_blocking(move || asked.resolve_master()).await {
         Ok(to) => to,
@@ -130,15 +135,20 @@ impl Session<'_> {
         self.outbox.push(&AntomaRegister { version, timeout, minversion }.encode());
         self.registered = true;
         info!(from = minversion, "registered with the master");
-        if minversion.is_none() {
+        if self.store.wants_image() {
             self.image_due = Some(self.ring.now());
         }
+        let mut pause = DOWNLOAD_AGAIN_AFTER;
         loop {
             if self.image_due.is_some_and(|due| due <= self.ring.now()) {
                 self.image_due = None;
-                if let Some(why) = self.fetch_all().await? {
-                    warn!("no image was fetched: {why}; the next try is in {} s", DOWNLOAD_AGAIN_AFTER.as_secs());
-                    self.image_due = Some(self.ring.now() + DOWNLOAD_AGAIN_AFTER);
+                match self.fetch_all().await? {
+                    None => pause = DOWNLOAD_AGAIN_AFTER,
+                    Some(why) => {
+                        warn!("no image that helps: {why}; the next try is in {} s", pause.as_secs());
+                        self.image_due = Some(self.ring.now() + pause);
+                        pause = (2 * pause).min(DOWNLOAD_AGAIN_MAX);
+                    }
                 }
             }
             if let Some(header) = self.look_for_packet().await? {
@@ -151,11 +161,12 @@ impl Session<'_> {
     async fn look_whose_master(&mut self) -> Result<(), String> {
         let Some(ours) = self.store.image() else { return Ok(()) };
         self.outbox.push(&AntomaDownloadStart { filenum: IMAGE_FILE }.encode());
-        let Info::Bytes(bytes) = self.info().await? else { return Ok(()) };
-        let piece =
-            if bytes >= IMAGE_FRONT_BYTES as u64 { self.piece(0, IMAGE_FRONT_BYTES as u32).await? } else { None };
+        let unknown = || "its image cannot be looked at, so it may be another file system's master".to_owned();
+        let Info::Bytes(bytes) = self.info().await? else { return Err(unknown()) };
+        let leng = u32::try_from(bytes).unwrap_or(u32::MAX).min(IMAGE_FRONT_BYTES as u32);
+        let piece = self.piece(0, leng).await?;
         self.outbox.push(&AntomaDownloadEnd {}.encode());
-        let Some(theirs) = piece.as_deref().and_then(Front::decode) else { return Ok(()) };
+        let theirs = piece.as_deref().and_then(Front::decode).ok_or_else(unknown)?;
         if theirs.metaid != ours.metaid && theirs.metaid.0 != 0 && ours.metaid.0 != 0 {
             let why = format!("the master's file system is {}, what is kept here is of {}", theirs.metaid, ours.metaid);
             self.aside(&why).await?;
@@ -184,6 +195,7 @@ impl Session<'_> {
             Ok(Ok(header)) => {
                 self.heard_at = self.ring.now();
                 if matches!(header.kind, MatoanDownloadInfo::TYPE | MatoanDownloadData::TYPE) {
+                    self.do_what_is_due().await?;
                     return Ok(Some(header));
                 }
                 let payload = self.reader.payload(header).to_vec();
@@ -214,7 +226,7 @@ impl Session<'_> {
     }
 
     async fn change(&mut self, number: u64, text: &[u8]) -> Result<(), String> {
-        if text.contains(&b'\n') || text.contains(&0) {
+        if text.contains(&b'\n') || text.contains(&0) || number == u64::MAX {
             return Err(format!("change {number} is no line"));
         }
         match self.store.order_of(number) {
@@ -232,6 +244,9 @@ impl Session<'_> {
                 self.aside(&why).await?;
                 self.image_due = Some(self.ring.now());
             }
+        }
+        if self.store.must_begin_anew() {
+            self.store.rotate().await.map_err(disk)?;
         }
         self.store.append(number, text);
         if self.store.waiting_bytes() > WAITING_BYTES_MAX || !self.reader.has_packet() {

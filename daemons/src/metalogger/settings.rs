@@ -41,7 +41,7 @@ impl Settings {
             reconnection_delay: Duration::from_secs(config.number("MASTER_RECONNECTION_DELAY", 5u64, 1..=86_400)),
             journals_kept,
             images_kept: config.number("BACK_META_KEEP_PREVIOUS", 3u32, 0..=99),
-            image_every_hours: config.number("META_DOWNLOAD_FREQ", 24u32, 1..=(journals_kept / 2)),
+            image_every_hours: config.number("META_DOWNLOAD_FREQ", 24.min(journals_kept / 2), 1..=(journals_kept / 2)),
         })
     }
 

@@ -92,12 +92,18 @@ pub(super) struct Store {
     unsynced: bool,
     /// Timestamp of the last change, in Unix seconds of the master.
     last_change_at: u32,
+    /// Image and journal do not reach the present without a hole: an image must be fetched, in whichever session.
+    wants_image: bool,
 }
 
 impl Store {
     /// Looks at what is kept from before. Errors: as the files' operations.
     pub(super) async fn open(ring: &Ring, settings: &Settings) -> io::Result<Store> {
         let folder = settings.data_path.clone();
+        let (image, fetched) = (folder.join(IMAGE), folder.join(IMAGE_TEMPORARY));
+        if ring.stat(&image).await.is_err() && check_image(ring, &fetched).await.is_ok() {
+            ring.rename(&fetched, &image).await?; // the one before had moved on already
+        }
         for name in [IMAGE_TEMPORARY, JOURNAL_TEMPORARY] {
             gone_is_fine(ring.unlink(&folder.join(name)).await)?;
         }
@@ -112,11 +118,13 @@ impl Store {
             waiting: Vec::new(),
             unsynced: false,
             last_change_at: 0,
+            wants_image: true,
             folder,
         };
         store.image = store.front_of(IMAGE).await?;
         store.open_log().await?;
         store.next = store.position().await?;
+        store.wants_image = store.next.is_none();
         match (store.image, store.next) {
             (Some(image), Some(next)) => {
                 info!(metaid = %image.metaid, image = image.version, next, "going on where the files end");
@@ -147,6 +155,11 @@ impl Store {
         self.last_change_at
     }
 
+    /// Is an image needed to make what is kept whole?
+    pub(super) fn wants_image(&self) -> bool {
+        self.wants_image
+    }
+
     pub(super) fn is_unsynced(&self) -> bool {
         self.unsynced || !self.waiting.is_empty()
     }
@@ -161,6 +174,11 @@ impl Store {
             Some(next) if number < next => Order::Back { kept: next - 1 },
             _ => Order::Next,
         }
+    }
+
+    /// The next change may not follow the lines in the file: it begins another one.
+    pub(super) fn must_begin_anew(&self) -> bool {
+        self.next.is_none() && self.log_bytes > 0
     }
 
     /// Takes a change, whose order the caller has looked at. It is in the file after the next `write`.
@@ -186,21 +204,17 @@ impl Store {
         let lines = std::mem::take(&mut self.waiting);
         let written = self.write_lines(lines).await;
         if written.is_err() {
-            // Half a line may be there: only what was whole before counts.
-            if let Some(log) = &self.log {
-                let _ = log.set_len(self.log_bytes).await; // it is cut off at the next start, too
-            }
-            self.next = self.position().await.unwrap_or(None);
+            // What of it reached the file is found when the file is opened again; what it lacks must come again.
+            self.log = None;
+            self.next = None;
+            self.wants_image = true;
         }
         written
     }
 
     async fn write_lines(&mut self, lines: Vec<u8>) -> io::Result<()> {
         let bytes = lines.len() as u64;
-        let log = match &self.log {
-            Some(log) => log.clone(),
-            None => return Err(io::Error::other("the journal file is not open")),
-        };
+        let log = self.log.clone().ok_or_else(|| io::Error::other("the journal file is not open"))?;
         log.write_all_at(lines, self.log_bytes).await.0?;
         self.log_bytes += bytes;
         self.unsynced = true;
@@ -211,10 +225,24 @@ impl Store {
     pub(super) async fn sync(&mut self) -> io::Result<()> {
         self.write().await?;
         if self.unsynced {
-            if let Some(log) = &self.log {
+            if let Some(log) = self.log.take() {
+                // After an error the system calls the next one a success: the file is opened and looked at again.
                 log.datasync().await?;
+                self.log = Some(log);
             }
             self.unsynced = false;
+        }
+        Ok(())
+    }
+
+    /// After an error of the disk: opens the journal file again and takes the position from what is there.
+    pub(super) async fn recover(&mut self) -> io::Result<()> {
+        if self.log.is_none() {
+            self.waiting.clear();
+            self.open_log().await?;
+            self.unsynced = true; // what the last error left open
+            self.next = self.position().await?;
+            self.wants_image |= self.next.is_none();
         }
         Ok(())
     }
@@ -233,6 +261,7 @@ impl Store {
 
     /// Changes are missing, and an image that has them is on its way: what follows goes into a file of its own.
     pub(super) async fn jump_to(&mut self, number: u64) -> io::Result<()> {
+        self.wants_image = true;
         self.rotate().await?;
         self.next = Some(number);
         Ok(())
@@ -242,7 +271,7 @@ impl Store {
     pub(super) async fn take_image(&mut self, front: Front) -> io::Result<()> {
         let image = self.folder.join(IMAGE);
         let older = |number: u32| self.folder.join(format!("{IMAGE}.{number}"));
-        if self.images_kept > 0 {
+        if self.images_kept > 0 && self.image != Some(front) {
             gone_is_fine(self.ring.unlink(&older(self.images_kept)).await)?;
             for number in (1..self.images_kept).rev() {
                 gone_is_fine(self.ring.rename(&older(number), &older(number + 1)).await)?;
@@ -266,7 +295,12 @@ impl Store {
     pub(super) async fn is_whole(&mut self) -> io::Result<bool> {
         self.write().await?;
         let reached = self.position().await?;
-        Ok(reached.is_some() && (self.next.is_none() || reached == self.next))
+        let is_whole = reached.is_some() && (self.next.is_none() || reached == self.next);
+        if is_whole {
+            self.next = reached;
+            self.wants_image = false;
+        }
+        Ok(is_whole)
     }
 
     /// Moves everything into a folder of its own; here it begins anew. Gives the folder.
@@ -287,6 +321,7 @@ impl Store {
         error!(folder = %aside.display(), "{why}; what was kept is set aside, nothing of it was deleted");
         self.image = None;
         self.next = None;
+        self.wants_image = true;
         self.open_log().await?;
         Ok(aside)
     }

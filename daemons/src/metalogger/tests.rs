@@ -320,3 +320,38 @@ fn an_image_that_was_altered_or_cut_off_is_not_taken() {
         assert!(checked.is_err(), "the {at}th");
     }
 }
+
+#[test]
+fn an_image_that_a_lost_connection_kept_away_is_fetched_by_the_next_one() {
+    let mut scene = Scene::new(7);
+    scene.start_master("/data");
+    scene.change(5);
+    // The connection breaks before the image is there.
+    let (sender, wishes) = ring::channel::channel();
+    let handle = scene.world.spawn(scene.logger, |ring| run(ring, logger_settings(), None, wishes, || {}));
+    scene.world.run_for(Duration::from_millis(20));
+    assert!(!scene.names("/kept").contains(&IMAGE.to_owned()), "the image is still on its way");
+    scene.crash_master();
+    scene.start_master("/data");
+    scene.loggers = Some((handle, sender));
+    scene.change(5);
+    scene.world.run_for(Duration::from_secs(20));
+    scene.change(5);
+    assert_eq!(scene.kept(), scene.at_the_master("/data"));
+    assert!(scene.names("/kept").contains(&IMAGE.to_owned()));
+}
+
+#[test]
+fn a_full_disk_ends_no_metalogger_and_loses_no_change_that_the_master_remembers() {
+    let mut scene = Scene::new(8);
+    scene.start_master("/data");
+    scene.start_logger();
+    scene.change(5);
+    scene.world.break_disk(scene.logger, Path::new("/kept"), sim::DiskFault::Writes);
+    scene.change(20);
+    scene.world.run_for(Duration::from_secs(20));
+    scene.world.mend_disk(scene.logger);
+    scene.world.run_for(Duration::from_secs(20));
+    scene.change(5);
+    assert_eq!(scene.kept(), scene.at_the_master("/data"));
+}

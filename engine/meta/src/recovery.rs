@@ -142,6 +142,13 @@ pub fn plan(
         let names: Vec<String> = images.iter().map(|image| image.name.clone()).collect();
         return Err(if names.is_empty() { Refusal::Nothing } else { Refusal::NoSoundImage { names } });
     };
+    let foreign = images.iter().find_map(|image| {
+        let other = image.header?;
+        (known.meta_id.is_none() && other.meta_id != header.meta_id).then_some((&image.name, other.meta_id))
+    });
+    if let Some((name, found)) = foreign {
+        return Err(Refusal::Foreign { image: name.clone(), found, expected: header.meta_id });
+    }
     if let Some(expected) = known.meta_id.filter(|expected| *expected != header.meta_id) {
         return Err(Refusal::Foreign { image: image.clone(), found: header.meta_id, expected });
     }
@@ -251,6 +258,10 @@ mod tests {
     fn a_foreign_image_and_one_older_than_the_cluster_are_refused() {
         let foreign = Known { meta_id: Some(MetaId(8)), version_seen: 0 };
         assert!(matches!(plan(&[image("i", 5)], &[], &foreign, None), Err(Refusal::Foreign { .. })));
+        let mut of_another = image("other", 9);
+        of_another.header.as_mut().unwrap().meta_id = MetaId(8);
+        let mixed = plan(&[image("i", 5), of_another], &[], &Known::default(), None);
+        assert!(matches!(mixed, Err(Refusal::Foreign { .. })), "{mixed:?}");
         let seen = Known { meta_id: None, version_seen: 9 };
         assert_eq!(plan(&[image("i", 5)], &[], &seen, None), Err(Refusal::Older { reaches: 5, seen: 9 }));
         assert_eq!(plan(&[], &[], &seen, None), Err(Refusal::Nothing));
