@@ -353,15 +353,18 @@ impl Server {
         }
     }
 
-    /// Ends this core's connections. True when nothing of their writes is under way any more; false if that took too long.
+    /// Ends this core's connections, and its moves between disks. True when nothing of them is under way any more; false
+    /// if that took too long.
     async fn end_connections(&self) -> bool {
         self.stopping.set(true); // no connection comes from another core any more
         self.connections.borrow().tasks.values().for_each(JoinHandle::abort);
+        self.store.stops.set(true);
         let until = self.ring.now() + STOP_WAIT;
-        while self.writes_under_way.get() > 0 && self.ring.now() < until {
+        let is_at_rest = || self.writes_under_way.get() == 0 && self.store.moves_here.get() == 0;
+        while !is_at_rest() && self.ring.now() < until {
             self.ring.sleep(Duration::from_millis(5)).await;
         }
-        self.writes_under_way.get() == 0
+        is_at_rest()
     }
 }
 

@@ -4,6 +4,7 @@
 //! old file goes. The chunk is held meanwhile: whoever wants it waits for tens of milliseconds. The master knows
 //! servers, not disks, and hears nothing of it but that we are at it.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -83,6 +84,22 @@ fn plan(disks: &[Disk], begun: bool) -> Option<(u16, u16)> {
     let difference = source.used_per_mille().saturating_sub(average).max(average.saturating_sub(of_target));
     let enough = if begun { END_PER_MILLE } else { BEGIN_PER_MILLE };
     (difference > enough && source.used_per_mille() > of_target).then_some((source.index, to))
+}
+
+/// Counts a move of this core while it lasts.
+struct UnderWay<'a>(&'a Cell<u32>);
+
+impl<'a> UnderWay<'a> {
+    fn new(count: &'a Cell<u32>) -> UnderWay<'a> {
+        count.set(count.get() + 1);
+        UnderWay(count)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 impl Store {
@@ -198,6 +215,10 @@ impl Store {
     /// Moves one chunk that nobody is writing to another disk. Errors: `Busy`, `NoChunk`, `Sum`, `Disk`; then it is
     /// where it was.
     async fn move_chunk(&self, id: ChunkId, to: u16) -> Result<(), ChunkError> {
+        if self.stops.get() {
+            return Err(ChunkError::Busy);
+        }
+        let _under_way = UnderWay::new(&self.moves_here);
         let target = self.volume(to);
         let (chunk, alone) = self.open_alone(id, Version::ANY).await?;
         let (source, old) = {

@@ -72,6 +72,10 @@ pub(crate) struct Store {
     scratch: ScratchPool,
     table_scratch: ScratchPool,
     in_use: RefCell<BTreeMap<ChunkId, Rc<Chunk>>>,
+    /// The server stops: no chunk goes to another disk any more, since the lists of chunks are about to be made.
+    pub(crate) stops: Cell<bool>,
+    /// Chunks of this core that are going to another disk.
+    pub(crate) moves_here: Cell<u32>,
 }
 
 /// A file that is not the chunk's best copy; removed some days after it was found. Spec 21, 7.
@@ -144,6 +148,8 @@ impl Store {
             scratch: ScratchPool::new(ring, SCRATCH_BLOCKS),
             table_scratch: ScratchPool::new(ring, TABLE_SCRATCH_BLOCKS),
             in_use: RefCell::default(),
+            stops: Cell::new(false),
+            moves_here: Cell::new(0),
         }
     }
 

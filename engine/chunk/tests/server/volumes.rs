@@ -1,6 +1,8 @@
 //! Disks that come, go and change while the server runs, and the list that a clean stop leaves. Spec 21, 5 and 8.
 
+use std::cell::Cell;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::Duration;
 
 use chunk::folders::FolderLine;
@@ -298,4 +300,42 @@ fn chunks_move_away_from_a_disk_that_is_drained() {
         assert_eq!(bed.client(1).await.read_ok(12, 3, 5, 5).await, b"after");
         running.stop().await;
     });
+}
+
+#[test]
+fn a_stop_while_chunks_move_leaves_lists_that_are_true() {
+    let moved = Rc::new(Cell::new(0));
+    for seed in 0..12 {
+        let moved = moved.clone();
+        in_sim(seed, move |bed| {
+            let moved = moved.clone();
+            async move {
+                let listener = Master::listen(&bed.nodes[0]);
+                let running = bed.start_with(1, with_folders(&bed, &["a"]).await).await;
+                let mut master = Master::accept(&bed.nodes[0].ring, &listener).await;
+                for id in 1..=20 {
+                    assert_eq!(master.create(id, 1).await, Status::OK);
+                    bed.client(1).await.write(id, 1, &[], 0, &noise(id, 70_000)).await;
+                }
+                running.stop().await;
+                let settings = Settings { rebalance_moves: 3, ..with_folders(&bed, &["<a", "b"]).await };
+                let running = bed.start_with(1, settings).await;
+                let _master = Master::accept(&bed.nodes[0].ring, &listener).await;
+                until_disks_are_ready(&bed, 2).await;
+                // The second look, a minute after the start, begins to move.
+                bed.sleep(Duration::from_micros(59_600_000 + bed.nodes[0].ring.random_u64() % 400_000)).await;
+                running.stop().await;
+                let count = bed.nodes[1].chunk_count("b").await;
+                moved.set(moved.get() + usize::from((1..20).contains(&count)));
+                let running = bed.start_with(1, with_folders(&bed, &["a", "b"]).await).await;
+                let master = Master::accept(&bed.nodes[0].ring, &listener).await;
+                assert_eq!(master.listed.len(), 20);
+                for id in 1..=20 {
+                    assert!(bed.client(1).await.read_ok(id, 1, 0, 70_000).await == noise(id, 70_000), "chunk {id}");
+                }
+                running.stop().await;
+            }
+        });
+    }
+    assert!(moved.get() > 0, "no stop came while chunks moved");
 }

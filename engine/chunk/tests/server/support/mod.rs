@@ -149,6 +149,16 @@ impl Node {
         None
     }
 
+    /// Chunk files in a folder of the node.
+    pub(crate) async fn chunk_count(&self, folder: &str) -> usize {
+        let mut count = 0;
+        for subfolder in 0..=255 {
+            let path = self.root.join(folder).join(chunk::layout::subfolder_name(subfolder));
+            count += self.ring.list(&path).await.map_or(0, |files| files.len());
+        }
+        count
+    }
+
     pub(crate) async fn read(&self, path: &Path) -> Vec<u8> {
         self.ring.read_file(path).await.unwrap()
     }
