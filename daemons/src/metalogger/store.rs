@@ -251,11 +251,7 @@ impl Store {
     pub(super) async fn rotate(&mut self) -> io::Result<()> {
         self.sync().await?;
         self.log = None;
-        let name = |number: u32| self.folder.join(journal_name(number));
-        gone_is_fine(self.ring.unlink(&name(self.journals_kept)).await)?;
-        for number in (0..self.journals_kept).rev() {
-            gone_is_fine(self.ring.rename(&name(number), &name(number + 1)).await)?;
-        }
+        self.move_journals_on().await?;
         self.open_log().await
     }
 
@@ -312,7 +308,8 @@ impl Store {
         self.ring.mkdir(&aside, 0o750).await?;
         for entry in self.ring.list(&self.folder).await?.into_iter().filter(|entry| !entry.is_dir) {
             let name = entry.name.to_string_lossy().into_owned();
-            if name.starts_with("metadata_ml.mfs") || name.starts_with("changelog_ml") {
+            let is_kept = name.starts_with("metadata_ml.mfs") || name.starts_with("changelog_ml");
+            if is_kept && !name.ends_with(".tmp") {
                 self.ring.rename(&self.folder.join(&name), &aside.join(&name)).await?;
             }
         }
@@ -326,20 +323,33 @@ impl Store {
         Ok(aside)
     }
 
+    /// Opens the live journal file. An unfinished last line is cut off. Where whole lines stand behind something that is
+    /// none, they may be needed: that file moves on as it is, and another one begins.
     async fn open_log(&mut self) -> io::Result<()> {
         let path = self.folder.join(journal_name(0));
-        let log = self.ring.open(&path, OpenHow::create(FILE_MODE)).await?;
-        let (range, sound_bytes) = scan(&log).await?;
-        let bytes = log.stat().await?.size;
-        if sound_bytes < bytes {
-            warn!(file = %path.display(), bytes = bytes - sound_bytes, "a torn end is cut off");
+        let mut log = self.ring.open(&path, OpenHow::create(FILE_MODE)).await?;
+        let (_, mut sound_bytes) = scan(&log).await?;
+        if has_line_behind(&log, sound_bytes).await? {
+            warn!(file = %path.display(), sound_bytes, "damaged behind these bytes; kept, and another file begins");
+            self.move_journals_on().await?;
+            log = self.ring.open(&path, OpenHow::create(FILE_MODE)).await?;
+            sound_bytes = 0;
+        } else if log.stat().await?.size > sound_bytes {
+            warn!(file = %path.display(), sound_bytes, "an unfinished line behind these bytes is cut off");
             log.set_len(sound_bytes).await?;
             log.datasync().await?;
         }
         self.log_bytes = sound_bytes;
         self.log = Some(log);
-        self.ring.sync_dir(&self.folder).await?;
-        tracing::debug!(?range, "journal file open");
+        self.ring.sync_dir(&self.folder).await
+    }
+
+    async fn move_journals_on(&self) -> io::Result<()> {
+        let name = |number: u32| self.folder.join(journal_name(number));
+        gone_is_fine(self.ring.unlink(&name(self.journals_kept)).await)?;
+        for number in (0..self.journals_kept).rev() {
+            gone_is_fine(self.ring.rename(&name(number), &name(number + 1)).await)?;
+        }
         Ok(())
     }
 
@@ -436,6 +446,18 @@ async fn scan(file: &File) -> io::Result<(Option<Range>, u64)> {
         if rest.len() > LINE_BYTES_MAX {
             return Ok((range, sound_bytes));
         }
+    }
+}
+
+/// Does a whole line end behind this offset?
+async fn has_line_behind(file: &File, mut offset: u64) -> io::Result<bool> {
+    loop {
+        let (read, piece) = file.read_at(vec![0; PIECE_BYTES], offset).await;
+        let count = read?;
+        if count == 0 || piece[..count].contains(&b'\n') {
+            return Ok(count > 0);
+        }
+        offset += count as u64;
     }
 }
 

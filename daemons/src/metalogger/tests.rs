@@ -355,3 +355,20 @@ fn a_full_disk_ends_no_metalogger_and_loses_no_change_that_the_master_remembers(
     scene.change(5);
     assert_eq!(scene.kept(), scene.at_the_master("/data"));
 }
+
+#[test]
+fn lines_behind_a_rotten_one_are_kept() {
+    let mut scene = Scene::new(9);
+    scene.start_master("/data");
+    scene.start_logger();
+    scene.change(30);
+    scene.stop_logger();
+    let log = Path::new("/kept/changelog_ml.0.mfs");
+    let before = scene.world.contents(scene.logger, log).unwrap();
+    scene.world.rot(scene.logger, log, before.len() as u64 / 2, 1).unwrap();
+    scene.start_logger();
+    scene.change(5);
+    let moved = scene.world.contents(scene.logger, Path::new("/kept/changelog_ml.1.mfs")).unwrap();
+    assert_eq!(moved.len(), before.len(), "nothing of it was cut off");
+    assert_eq!(scene.kept(), scene.at_the_master("/data"));
+}
