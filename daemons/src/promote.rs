@@ -4,7 +4,7 @@
 //! the metalogger keeps, and never writes into a folder that holds other metadata.
 
 use std::fs;
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -51,20 +51,20 @@ fn promote(arguments: &Arguments) -> Result<(), String> {
     };
     let files = kept_files(&from)?;
     let plan = look(&from)?;
-    println!("file system   {}", plan.meta_id);
-    println!("image         {} (changes up to {})", plan.image, plan.from.saturating_sub(1));
-    println!("journal       {} files, changes up to {}", plan.journals.len(), plan.to.saturating_sub(1));
+    say(&format!("file system   {}", plan.meta_id));
+    say(&format!("image         {} (changes up to {})", plan.image, plan.from.saturating_sub(1)));
+    say(&format!("journal       {} files, changes up to {}", plan.journals.len(), plan.to.saturating_sub(1)));
     match last_change(&from, &plan) {
-        Some(at) => println!("last change   {}", ago(at)),
-        None => println!("last change   in the image"),
+        Some(at) => say(&format!("last change   {}", ago(at))),
+        None => say("last change   in the image"),
     }
     for remark in &plan.remarks {
-        println!("note          {remark}");
+        say(&format!("note          {remark}"));
     }
-    println!(
+    say(&format!(
         "lost          what the old master acknowledged after change {}, if it did; nothing before it",
         plan.to.saturating_sub(1)
-    );
+    ));
     let is_same = fs::canonicalize(&from).ok() == fs::canonicalize(&to).ok();
     if !is_same {
         refuse_other_metadata(&to)?;
@@ -76,7 +76,7 @@ fn promote(arguments: &Arguments) -> Result<(), String> {
         } else {
             format!("{} files would go to {}", files.len(), to.display())
         };
-        println!("\nNothing was changed; {what}. With --go it is done; then {start}.");
+        say(&format!("\nNothing was changed; {what}. With --go it is done; then {start}."));
         return Ok(());
     }
     if !is_same {
@@ -89,8 +89,13 @@ fn promote(arguments: &Arguments) -> Result<(), String> {
             ));
         }
     }
-    println!("\n{} is ready. Now {start}.", to.display());
+    say(&format!("\n{} is ready. Now {start}.", to.display()));
     Ok(())
+}
+
+/// Prints a line. Whoever closes the pipe early has read enough: what is to be done is done all the same.
+fn say(line: &str) {
+    let _ = writeln!(io::stdout(), "{line}");
 }
 
 fn data_path(config_file: &str) -> Result<PathBuf, String> {
