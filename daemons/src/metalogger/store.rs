@@ -9,8 +9,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use meta::image::Verifier;
 use meta::journal::JournalError;
+use meta::verify::Verifier;
 use ring::{File, OpenHow, Ring};
 use tracing::{error, info, warn};
 use wire::MetaId;

@@ -30,7 +30,7 @@ const MAGIC: &[u8; 8] = b"MOORMETA";
 /// Layout of the records below. A change of it makes a new number; old ones stay readable.
 const FORMAT: u32 = 1;
 const HEADER_BYTES: usize = 40;
-const FRAME_HEAD_BYTES: usize = 12;
+pub(crate) const FRAME_HEAD_BYTES: usize = 12;
 /// A frame is closed when its payload has reached this size.
 const FRAME_BYTES: usize = 1 << 20;
 /// No record is longer: a session's text, a symlink, a value of an attribute.
@@ -277,70 +277,33 @@ impl ImageHeader {
     }
 }
 
-/// Checks the checksums of an image and the order of its sections as its bytes come, in the memory of one frame.
-/// Whether the records fit together only `Loader` knows.
-#[derive(Debug, Default)]
-pub struct Verifier {
-    header: Option<ImageHeader>,
-    section: Option<Section>,
+/// The frame at the beginning of the bytes, if it is there whole: its section and payload, with its checksum and its
+/// place behind `last` checked. `offset`: where the bytes lie in the file.
+pub(crate) fn whole_frame(
+    bytes: &[u8],
+    last: Option<Section>,
     offset: u64,
-    rest: Vec<u8>,
-}
-
-impl Verifier {
-    pub fn new() -> Verifier {
-        Verifier::default()
+) -> Result<Option<(Section, &[u8])>, ImageError> {
+    if bytes.is_empty() {
+        return Ok(None);
     }
-
-    /// The next bytes of the file. Errors: all but `Malformed`, `Digest`.
-    pub fn push(&mut self, bytes: &[u8]) -> Result<(), ImageError> {
-        self.rest.extend_from_slice(bytes);
-        let mut used = 0;
-        if self.header.is_none() && self.rest.len() >= HEADER_BYTES {
-            self.header = Some(ImageHeader::decode(&self.rest)?);
-            used = HEADER_BYTES;
-        }
-        while self.header.is_some()
-            && let Some((section, length)) = self.frame(&self.rest[used..], self.offset + used as u64)?
-        {
-            self.section = Some(section);
-            used += length;
-        }
-        self.rest.drain(..used);
-        self.offset += used as u64;
-        Ok(())
+    if last == Some(Section::End) {
+        return Err(ImageError::Trailing { offset });
     }
-
-    /// A whole frame at the beginning of the bytes: its section and length.
-    fn frame(&self, bytes: &[u8], offset: u64) -> Result<Option<(Section, usize)>, ImageError> {
-        if !bytes.is_empty() && self.section == Some(Section::End) {
-            return Err(ImageError::Trailing { offset });
-        }
-        let Some(head) = bytes.first_chunk::<FRAME_HEAD_BYTES>() else { return Ok(None) };
-        let word = |at: usize| head[at..at + 4].iter().fold(0u32, |word, byte| word << 8 | u32::from(*byte));
-        let (length, sum) = (word(4) as usize, word(8));
-        let section = Section::from_letters(&head[..4]);
-        let damaged = ImageError::Checksum { section: section.or(self.section), offset };
-        let in_order = |section: &Section| length <= FRAME_BYTES_MAX && self.section <= Some(*section);
-        let Some(section) = section.filter(in_order) else { return Err(damaged) };
-        let Some(payload) = bytes.get(FRAME_HEAD_BYTES..FRAME_HEAD_BYTES + length) else { return Ok(None) };
-        if crc32c::crc32c_append(crc32c::crc32c(&head[..8]), payload) != sum {
-            return Err(damaged);
-        }
-        Ok(Some((section, FRAME_HEAD_BYTES + length)))
+    let Some(head) = bytes.get(..FRAME_HEAD_BYTES) else { return Ok(None) };
+    let section = Section::from_letters(&head[..4]);
+    let damaged = ImageError::Checksum { section: section.or(last), offset };
+    let word = |at: usize| head[at..at + 4].iter().fold(0u32, |word, byte| word << 8 | u32::from(*byte));
+    let (length, sum) = (word(4) as usize, word(8));
+    let Some(section) = section.filter(|_| length <= FRAME_BYTES_MAX) else { return Err(damaged) };
+    let Some(payload) = bytes.get(FRAME_HEAD_BYTES..FRAME_HEAD_BYTES + length) else { return Ok(None) };
+    if crc32c::crc32c_append(crc32c::crc32c(&head[..8]), payload) != sum {
+        return Err(damaged);
     }
-
-    /// After all bytes. Errors: `Truncated`, `NotAnImage`.
-    pub fn finish(self) -> Result<ImageHeader, ImageError> {
-        let header = match self.header {
-            Some(header) => header,
-            None => return Err(ImageHeader::decode(&self.rest).err().unwrap_or(ImageError::NotAnImage)),
-        };
-        if self.section != Some(Section::End) || !self.rest.is_empty() {
-            return Err(ImageError::Truncated { section: self.section, offset: self.offset });
-        }
-        Ok(header)
+    if last.is_some_and(|last| last > section) {
+        return Err(ImageError::Malformed { section, offset, what: "sections are out of order" });
     }
+    Ok(Some((section, payload)))
 }
 
 fn digest(state: &State) -> Digest {
@@ -763,27 +726,9 @@ impl Loader {
     }
 
     fn take_frame(&mut self, bytes: &[u8]) -> Result<Option<usize>, ImageError> {
-        if bytes.is_empty() {
-            return Ok(None);
-        }
-        if self.end.is_some() {
-            return Err(ImageError::Trailing { offset: self.offset });
-        }
-        let Some(head) = bytes.get(..FRAME_HEAD_BYTES) else { return Ok(None) };
-        let section = Section::from_letters(&head[..4]);
-        let damaged = ImageError::Checksum { section: section.or(self.section), offset: self.offset };
-        let word = |at: usize| head[at..at + 4].iter().fold(0u32, |word, byte| word << 8 | u32::from(*byte));
-        let (length, sum) = (word(4) as usize, word(8));
-        let Some(section) = section.filter(|_| length <= FRAME_BYTES_MAX) else { return Err(damaged) };
-        let Some(payload) = bytes.get(FRAME_HEAD_BYTES..FRAME_HEAD_BYTES + length) else { return Ok(None) };
-        if crc32c::crc32c_append(crc32c::crc32c(&head[..8]), payload) != sum {
-            return Err(damaged);
-        }
+        let Some((section, payload)) = whole_frame(bytes, self.section, self.offset)? else { return Ok(None) };
         let offset = self.offset;
         let malformed = |what| ImageError::Malformed { section, offset, what };
-        if self.section.is_some_and(|last| last > section) {
-            return Err(malformed("sections are out of order"));
-        }
         if self.section != Some(section) {
             self.last_edge = 0;
             self.section = Some(section);
@@ -797,7 +742,7 @@ impl Loader {
             }
             self.digest.records += u64::from(section != Section::End);
         }
-        Ok(Some(FRAME_HEAD_BYTES + length))
+        Ok(Some(FRAME_HEAD_BYTES + payload.len()))
     }
 
     fn take_record(&mut self, section: Section, input: &mut Input<'_>) -> Result<(), Broken> {

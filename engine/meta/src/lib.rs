@@ -11,7 +11,7 @@
 //! | the tables together, kept consistent | `state` |
 //! | each change and what it does | `change`, `apply`, `snapshot` |
 //! | lines of the journal | `journal` |
-//! | the image, and the digest of a state | `image` |
+//! | the image, and the digest of a state; whether one is whole | `image`, `verify` |
 //! | what to load and replay at start | `recovery` |
 //! | what clients ask, by subject | `access`, `entries`, `attributes`, `files`, `trees`, `trash`, `clients`, `locking`, `quota` |
 //! | copies of chunks and the planner | `chunks` |
@@ -50,6 +50,7 @@ mod tests;
 mod totals;
 mod trash;
 mod trees;
+pub mod verify;
 
 pub use attributes::{SetAttr, setattr_flags, sugid_clear, xattr_mode};
 pub use chunk_table::ChunkRecord;
