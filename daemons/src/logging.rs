@@ -11,9 +11,10 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::net::UnixDatagram;
+use std::panic::PanicHookInfo;
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
@@ -70,19 +71,46 @@ pub fn init(verbosity: i8) {
         };
     // An error means that logging was set up before, by a test for example.
     let _ = tracing_subscriber::registry().with(layers).with(filter).try_init();
+    log_panics();
+}
+
+/// From now on a panic of any thread is also logged. The standard library says it on standard error alone, which a daemon
+/// has left.
+fn log_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            before(info);
+            tracing::error!("{}", panic_sentence(info));
+        }));
+    });
+}
+
+fn panic_sentence(info: &PanicHookInfo<'_>) -> String {
+    let thread = std::thread::current();
+    let text = info.payload().downcast_ref::<String>().map(String::as_str);
+    let why = text.or_else(|| info.payload().downcast_ref::<&str>().copied()).unwrap_or("no message");
+    let at = info.location().map_or_else(String::new, |at| format!(" at {at}"));
+    format!("a defect: thread {} panicked{at}: {why}", thread.name().unwrap_or("without a name"))
+}
+
+/// Also after a panic of a thread that was writing a line: that panic is what must be logged next.
+fn lasting() -> MutexGuard<'static, Option<Lasting>> {
+    LASTING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// From now on keep log lines in syslog under the name `ident`, or in the file at `fallback` where there is no syslog.
 /// Returns a sentence that says which. Errors: the file cannot be opened for writing.
 pub fn keep(ident: &str, fallback: &Path) -> io::Result<String> {
-    let (lasting, sentence) = match syslog() {
+    let (place, sentence) = match syslog() {
         Ok(socket) => (Lasting::Syslog { socket, ident: ident.to_owned() }, format!("logging to syslog as {ident}")),
         Err(_) => {
             let file = File::options().create(true).append(true).open(fallback)?;
             (Lasting::File(file), format!("no {SYSLOG_SOCKET} here - logging to {}", fallback.display()))
         }
     };
-    *LASTING.lock().expect("no holder of this lock panics") = Some(lasting);
+    *lasting() = Some(place);
     Ok(sentence)
 }
 
@@ -133,7 +161,7 @@ impl<'a> MakeWriter<'a> for LastingWriter {
 impl Write for LastingLine {
     /// `line` is one whole event: the formatter writes each in a single call.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        match &mut *LASTING.lock().expect("no holder of this lock panics") {
+        match &mut *lasting() {
             None => {}
             Some(Lasting::File(file)) => file.write_all(line)?,
             Some(Lasting::Syslog { socket, ident }) => {
@@ -176,14 +204,44 @@ struct LastingTime;
 
 impl FormatTime for LastingTime {
     fn format_time(&self, writer: &mut Writer<'_>) -> fmt::Result {
-        let to_file = matches!(&*LASTING.lock().expect("no holder of this lock panics"), Some(Lasting::File(_)));
+        let to_file = matches!(&*lasting(), Some(Lasting::File(_)));
         if to_file { SystemTime.format_time(writer) } else { Ok(()) }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+
+    #[derive(Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Kept {
+        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(line)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_panic_is_logged_with_its_thread_place_and_message() {
+        log_panics();
+        let kept = Kept::default();
+        let writer = kept.clone();
+        let thread = std::thread::Builder::new().name("chunks-1".to_owned()).spawn(move || {
+            let logged = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+            tracing::subscriber::with_default(logged, || panic!("on {}", "purpose"));
+        });
+        assert!(thread.unwrap().join().is_err());
+        let text = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
+        let said = ["ERROR", "thread chunks-1 panicked at ", "logging.rs", ": on purpose"];
+        assert!(said.iter().all(|part| text.contains(part)), "{text}");
+    }
 
     #[test]
     fn a_syslog_packet_has_priority_name_and_pid_and_no_newline() {
