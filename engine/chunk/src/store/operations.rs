@@ -291,27 +291,34 @@ impl Store {
         let old_path = volume.chunk_path(place.subfolder, chunk.id, place.version);
         let new_path = volume.chunk_path(place.subfolder, chunk.id, new);
         self.ring.rename(&old_path, &new_path).await?;
-        let open = chunk.state.borrow_mut().take().ok_or(ChunkError::NoChunk)?;
-        let written = self.write_header(&open, chunk.id, new).await;
-        *chunk.state.borrow_mut() = Some(open);
-        if let Err(error) = written {
-            self.ring.rename(&new_path, &old_path).await?;
-            return Err(error.into());
+        let made = self.make_name_true(chunk, new, &new_path).await;
+        if made.is_err() && self.ring.rename(&new_path, &old_path).await.is_ok() {
+            return made; // a header that says otherwise is put right when the file is next opened
         }
-        let file = chunk.state.borrow().as_ref().map(|open| open.file.clone()).ok_or(ChunkError::NoChunk)?;
-        self.sync_if_asked(chunk, &file).await?;
-        // Under every policy: the master is about to call every other version outdated, so a name that a power cut
-        // takes back would make data unreachable that were on the device long before.
-        self.sync_name(&new_path).await?;
-        chunk.name_is_durable.set(true);
-        let place = Place { version: new, ..place };
+        // Also after an error: the file has this name, and by it alone it can be found again.
         if chunk.gone.get() {
-            return Err(ChunkError::NoChunk); // its disk was given up meanwhile
+            return made.and(Err(ChunkError::NoChunk)); // its disk was given up meanwhile
         }
+        let place = Place { version: new, ..place };
         self.core.insert(chunk.id, place);
         if let Some(open) = chunk.state.borrow_mut().as_mut() {
             open.place = place;
         }
+        made
+    }
+
+    /// The header, and the device, agree with the name that the file was just given.
+    async fn make_name_true(&self, chunk: &Rc<Chunk>, new: Version, path: &Path) -> Result<(), ChunkError> {
+        let open = chunk.state.borrow_mut().take().ok_or(ChunkError::NoChunk)?;
+        let written = self.write_header(&open, chunk.id, new).await;
+        let file = open.file.clone();
+        *chunk.state.borrow_mut() = Some(open);
+        written?;
+        self.sync_if_asked(chunk, &file).await?;
+        // Under every policy: the master is about to call every other version outdated, so a name that a power cut
+        // takes back would make data unreachable that were on the device long before.
+        self.sync_name(path).await?;
+        chunk.name_is_durable.set(true);
         Ok(())
     }
 
@@ -436,13 +443,16 @@ impl Store {
         let subfolder = new.volume.pick_subfolder(self.settings.get().files_per_subfolder_turn);
         let path = new.volume.chunk_path(subfolder, id, version);
         self.ring.rename(&new.volume.temporary_path(id), &path).await?;
-        if synced || self.settings.is_synced() {
-            self.sync_name(&path).await?;
+        let mut named = if synced || self.settings.is_synced() { self.sync_name(&path).await } else { Ok(()) };
+        if named.is_ok() && !new.volume.is_usable() {
+            named = Err(io::Error::other("the disk was taken out of use"));
         }
-        if !new.volume.is_usable() {
-            // Taken out or given up meanwhile. If the disk comes back, this must not be a copy of the chunk.
-            let _ = self.ring.unlink(&path).await;
-            return Err(ChunkError::Disk(io::Error::other("the disk was taken out of use")));
+        if let Err(error) = named {
+            // Nobody knows this file. At a later start it must not be a copy of the chunk.
+            if let Err(stays) = self.ring.unlink(&path).await {
+                tracing::error!("{}: the file of a chunk that was not made stays: {stays}", path.display());
+            }
+            return Err(error.into());
         }
         let volume = self.volumes.borrow().iter().position(|volume| Rc::ptr_eq(volume, &new.volume));
         let volume = volume.expect("volumes are never taken out of the list") as u16;

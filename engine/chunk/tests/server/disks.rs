@@ -87,6 +87,26 @@ fn a_full_disk_refuses_writes_and_keeps_what_it_has() {
 }
 
 #[test]
+fn a_chunk_that_cannot_be_made_leaves_no_file_under_its_name() {
+    let (world, bed, running, mut master) = world_with_chunks(IoMode::Direct);
+    let (server, control) = (world.node(bed.nodes[1].ip), world.node(bed.nodes[0].ip));
+    for subfolder in 0..=255 {
+        let folder = bed.nodes[1].hdd().join(chunk::layout::subfolder_name(subfolder));
+        world.break_disk(server, &folder, DiskFault::Syncs);
+    }
+    let in_it = bed.clone();
+    let running = world
+        .run(control, |_| async move {
+            assert_eq!(master.duplicate((9, 1), (1, 1)).await, Status::IO, "the device does not take its name");
+            assert!(in_it.nodes[1].find_chunk(9, 1).await.is_none());
+            running
+        })
+        .expect("the server answers");
+    world.mend_disk(server);
+    world.run(control, |_| async move { running.stop().await }).expect("it stops");
+}
+
+#[test]
 fn a_log_that_cannot_be_written_stops_changes_and_nothing_else() {
     let (world, bed, _running, mut master) = world_with_chunks(IoMode::Direct);
     world.break_disk(world.node(bed.nodes[1].ip), &bed.nodes[1].hdd().join(".mooring_intents"), DiskFault::Writes);
