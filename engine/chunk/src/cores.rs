@@ -98,6 +98,11 @@ impl Core {
         self.number == 0
     }
 
+    /// This core's part of a limit of the whole server.
+    pub(crate) fn share(&self, of_all: usize) -> usize {
+        of_all.div_ceil(self.count())
+    }
+
     /// The core that answers for a chunk.
     pub(crate) fn owner(&self, id: ChunkId) -> usize {
         (id.0 % self.count() as u64) as usize

@@ -390,7 +390,7 @@ impl Session {
             reports.wait().await;
             self.server.ring.sleep(REPORTS_GATHER).await; // a scan finds thousands: they go together
             let mut packets = Vec::new();
-            reports.take_packets(&mut packets, |id| self.server.store.has(id));
+            reports.take_packets(&mut packets, |id| self.server.store.present_version(id));
             for packet in packets {
                 self.say(packet).await;
             }

@@ -1,6 +1,6 @@
 //! What the master must be told: collected all the time, also while there is no connection. Spec 40, 6.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::sync::Mutex;
 use std::task::{Poll, Waker};
@@ -13,7 +13,8 @@ use crate::cores::lock;
 /// Chunks in one LOST or NEW packet. Spec 40, 6.
 const CHUNKS_PER_REPORT: usize = 25_000;
 
-/// Noted by any core, said by the first.
+/// Noted by any core, said by the first. Only ids are noted: a chunk's version and disk are looked up when it is reported,
+/// since they may be others by then.
 #[derive(Default)]
 pub(crate) struct Reports {
     waiting: Mutex<Waiting>,
@@ -21,9 +22,8 @@ pub(crate) struct Reports {
 
 #[derive(Default)]
 struct Waiting {
-    /// Version with bit 31.
-    new: BTreeMap<ChunkId, u32>,
-    changed: BTreeMap<ChunkId, u32>,
+    new: BTreeSet<ChunkId>,
+    changed: BTreeSet<ChunkId>,
     damaged: BTreeSet<ChunkId>,
     lost: BTreeSet<ChunkId>,
     errors: u32,
@@ -70,22 +70,21 @@ impl Reports {
     }
 
     /// A scan found a chunk, which is in the registry by now.
-    pub(crate) fn found(&self, id: ChunkId, version: u32) {
+    pub(crate) fn found(&self, id: ChunkId) {
         self.note(|waiting| {
             // Else it will be in the list.
             if waiting.listing_begun {
-                waiting.new.insert(id, version);
+                waiting.new.insert(id);
             }
         });
     }
 
     /// Another file is the chunk's best copy, or the mark of its disk changed.
-    pub(crate) fn changed(&self, id: ChunkId, version: u32) {
+    pub(crate) fn changed(&self, id: ChunkId) {
         self.note(|waiting| {
             if waiting.listing_begun {
                 waiting.new.remove(&id);
-                waiting.lost.remove(&id);
-                waiting.changed.insert(id, version);
+                waiting.changed.insert(id);
             }
         });
     }
@@ -140,15 +139,16 @@ impl Reports {
         .await;
     }
 
-    /// All that is to be said, as packets in the order of the specification; forgets it. `is_here`: do we have this
-    /// chunk now? Then it is not lost, whatever was true when that was noted.
-    pub(crate) fn take_packets(&self, out: &mut Vec<Vec<u8>>, is_here: impl Fn(ChunkId) -> bool) {
+    /// All that is to be said, as packets in the order of the specification; forgets it. `present`: the version that a
+    /// chunk has now, with bit 31, if we have it. That decides, whatever was true when something was noted: what is here
+    /// is not lost, and what is gone is neither new nor changed.
+    pub(crate) fn take_packets(&self, out: &mut Vec<Vec<u8>>, present: impl Fn(ChunkId) -> Option<u32>) {
         let mut waiting = {
             let mut waiting = lock(&self.waiting);
             let (listing_begun, allowed, waker) = (waiting.listing_begun, waiting.allowed, waiting.waker.take());
             std::mem::replace(&mut *waiting, Waiting { listing_begun, allowed, waker, ..Waiting::default() })
         };
-        waiting.lost.retain(|id| !is_here(*id));
+        waiting.lost.retain(|id| present(*id).is_none());
         for _ in 0..waiting.errors {
             out.push(CstomaErrorOccurred {}.encode());
         }
@@ -158,6 +158,10 @@ impl Reports {
         }
         let lost: Vec<ChunkId> = waiting.lost.into_iter().collect();
         out.extend(lost.chunks(CHUNKS_PER_REPORT).map(|chunks| CstomaChunkLost { chunks: chunks.to_vec() }.encode()));
+        let as_reports = |chunks: BTreeSet<ChunkId>| -> Vec<ChunkReport> {
+            let report = |chunkid| Some(ChunkReport { chunkid, version: present(chunkid)? });
+            chunks.into_iter().filter_map(report).collect()
+        };
         out.extend(as_reports(waiting.new).chunks(CHUNKS_PER_REPORT).map(new_packet));
         for chunks in as_reports(waiting.changed).chunks(CHUNKS_PER_REPORT) {
             let ids = chunks.iter().map(|chunk| chunk.chunkid).collect();
@@ -167,10 +171,52 @@ impl Reports {
     }
 }
 
-fn as_reports(chunks: BTreeMap<ChunkId, u32>) -> Vec<ChunkReport> {
-    chunks.into_iter().map(|(chunkid, version)| ChunkReport { chunkid, version }).collect()
-}
-
 fn new_packet(chunks: &[ChunkReport]) -> Vec<u8> {
     CstomaChunkNew { chunks: chunks.to_vec() }.encode()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is said after `note`, where these chunks are here: lost, and new with their versions.
+    fn said(note: impl FnOnce(&Reports), here: &[(u64, u32)]) -> (Vec<u64>, Vec<(u64, u32)>) {
+        let reports = Reports::default();
+        reports.begin_listing();
+        note(&reports);
+        let mut packets = Vec::new();
+        reports
+            .take_packets(&mut packets, |id| here.iter().find(|(here, _)| *here == id.0).map(|(_, version)| *version));
+        let (mut lost, mut new) = (Vec::new(), Vec::new());
+        for packet in packets {
+            let (kind, payload) = (u32::from_be_bytes(*packet.first_chunk().unwrap()), &packet[8..]);
+            if kind == CstomaChunkLost::TYPE {
+                lost.extend(CstomaChunkLost::decode(payload).unwrap().chunks.iter().map(|id| id.0));
+            } else {
+                let chunks = CstomaChunkNew::decode(payload).unwrap().chunks;
+                new.extend(chunks.iter().map(|chunk| (chunk.chunkid.0, chunk.version)));
+            }
+        }
+        (lost, new)
+    }
+
+    #[test]
+    fn a_chunk_is_reported_as_it_is_now_and_not_as_it_was_when_that_was_noted() {
+        let changed = |reports: &Reports| reports.changed(ChunkId(1));
+        assert_eq!(said(changed, &[(1, 7)]), (vec![1], vec![(1, 7)]));
+        assert_eq!(said(changed, &[]), (vec![], vec![]), "deleted meanwhile");
+        let found = |reports: &Reports| reports.found(ChunkId(1));
+        assert_eq!(said(found, &[(1, 7)]), (vec![], vec![(1, 7)]));
+        assert_eq!(said(found, &[]), (vec![], vec![]));
+    }
+
+    #[test]
+    fn what_is_lost_stays_lost_when_its_disk_is_said_to_have_changed() {
+        let lost_and_changed = |reports: &Reports| {
+            reports.lost(ChunkId(1));
+            reports.changed(ChunkId(1));
+        };
+        assert_eq!(said(lost_and_changed, &[]), (vec![1], vec![]));
+        assert_eq!(said(lost_and_changed, &[(1, 3)]), (vec![1], vec![(1, 3)]), "another file of it was found");
+    }
 }

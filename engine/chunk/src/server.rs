@@ -89,12 +89,39 @@ pub async fn run_with_reloads(
     stop: impl Future<Output = ()>,
     ready: impl FnOnce(),
 ) -> Result<(), ServerError> {
-    let at = SocketAddr::from((settings.listen_ip, settings.listen_port));
-    let identity = read_identity(&ring, &settings).await;
     let (server, others, serve_others) = cores::start(&ring, settings).await.map_err(ServerError::Cores)?;
-    // Beside this task: what follows asks other cores, and they ask this one.
+    let result = beside(&ring, serve_others, serve(server, reloads, stop, ready)).await;
+    drop(others);
+    result
+}
+
+/// What `life` ends with, while this core also serves the others, which `life` asks and which ask this one.
+///
+/// Errors: `CoreEnded`, at once, in whatever phase `life` is: it would wait for that core for ever. As if this process
+/// had been killed: what is left undone is put right at the next start.
+async fn beside(
+    ring: &Ring,
+    serve_others: impl Future<Output = String> + 'static,
+    life: impl Future<Output = Result<(), ServerError>>,
+) -> Result<(), ServerError> {
     let (sender, others_end) = local::oneshot();
     let _serves_others = EndsWith(ring.spawn(async move { drop(sender.send(serve_others.await)) }));
+    match select(Box::pin(others_end.recv()), Box::pin(life)).await {
+        Either::Left((why, _)) => Err(ServerError::CoreEnded(why.unwrap_or_default())),
+        Either::Right((result, _)) => result,
+    }
+}
+
+/// The whole life of the first core.
+async fn serve(
+    server: Rc<Server>,
+    reloads: local::Receiver<Settings>,
+    stop: impl Future<Output = ()>,
+    ready: impl FnOnce(),
+) -> Result<(), ServerError> {
+    let (ring, settings) = (server.ring.clone(), server.settings.get());
+    let at = SocketAddr::from((settings.listen_ip, settings.listen_port));
+    let identity = read_identity(&ring, &settings).await;
     let known = (identity.metaid.0 != 0).then_some(identity.metaid);
     let metaid = server.store.start(known).await.map_err(|why| ServerError::Folders(why.0))?;
     server.identity.set(Identity { metaid: metaid.unwrap_or(MetaId(0)), ..identity });
@@ -113,17 +140,12 @@ pub async fn run_with_reloads(
     ready();
 
     let mut life = Box::pin(master::life(server.clone()));
-    let stop = select(Box::pin(stop), Box::pin(others_end.recv()));
-    let result = match select(stop, life.as_mut()).await {
-        Either::Left((Either::Left(_), _)) => {
+    let result = match select(Box::pin(stop), life.as_mut()).await {
+        Either::Left(_) => {
             server.stopping.set(true);
             server.stop.notify_all();
             let _ = ring.timeout(FAREWELL_WAIT, life).await; // a master that does not listen learns it by the silence
             Ok(())
-        }
-        // As if this process had been killed: what is left undone is put right at the next start.
-        Either::Left((Either::Right((why, _)), _)) => {
-            return Err(ServerError::CoreEnded(why.unwrap_or_default()));
         }
         Either::Right((LifeEnd::Stopped, _)) => Ok(()),
         Either::Right((LifeEnd::ForeignMaster { ours, masters }, _)) => {
@@ -133,7 +155,6 @@ pub async fn run_with_reloads(
     background.iter().chain(&server.accepting.take()).for_each(JoinHandle::abort);
     server.end_requests().await;
     server.save_charts().await;
-    drop(others);
     result
 }
 
@@ -210,7 +231,7 @@ impl Server {
         let buffers = ring.free_buffers();
         store.prepare().await;
         let server = Rc::new(Server {
-            peers: Rc::new(Peers::new(ring)),
+            peers: Rc::new(Peers::new(ring, &core)),
             writes_under_way: Cell::new(0),
             buffers_per_class: buffers.saturating_sub(store.cache_blocks + store.kept_aside()) / (2 * CHAIN_CLASSES),
             read_crew: Crew::new(ring, ReadJob::run),
@@ -374,4 +395,70 @@ async fn read_identity(ring: &Ring, settings: &Settings) -> Identity {
     let csid = bytes.first_chunk().map_or(0, |word| u16::from_be_bytes(*word));
     let metaid = bytes.get(2..).and_then(|rest| rest.first_chunk()).map_or(0, |word| u64::from_be_bytes(*word));
     Identity { csid, metaid: MetaId(metaid) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use ring::{DriverChoice, Options};
+
+    use super::*;
+    use crate::folders::FolderLine;
+
+    /// When another core is made to panic.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Moment {
+        BeforeTheDisksAreTaken,
+        Ready,
+        AtTheStop,
+    }
+
+    /// How a server of three cores ends whose second one panics.
+    fn end_after_a_panic(driver: DriverChoice, moment: Moment) -> Result<(), ServerError> {
+        let folder = tempfile::tempdir().unwrap();
+        let (data, disk) = (folder.path().join("data"), folder.path().join("disk"));
+        [&data, &disk].into_iter().for_each(|path| std::fs::create_dir(path).unwrap());
+        let settings = Settings {
+            listen_ip: Ipv4Addr::LOCALHOST,
+            listen_port: 0,
+            master_host: "127.0.0.1".to_owned(),
+            master_port: 9, // nobody is there
+            cores: 3,
+            ..Settings::new(data, vec![FolderLine::plain(disk.to_str().unwrap())])
+        };
+        let options = Options { driver, buffers: settings.buffers(), ..Options::default() };
+        ring::run(options, |ring| async move {
+            let (server, others, serve_others) = cores::start(&ring, settings).await.unwrap();
+            let panics = |server: &Rc<Server>, now: Moment| {
+                if moment == now {
+                    server.core.tell(1, |_| panic!("on purpose, by a test"));
+                }
+            };
+            panics(&server, Moment::BeforeTheDisksAreTaken);
+            let (sender, reloads) = local::channel(1);
+            let stop = async {
+                if moment == Moment::Ready {
+                    std::future::pending::<()>().await; // it ends all the same
+                }
+                panics(&server, Moment::AtTheStop);
+            };
+            let ready = || panics(&server, Moment::Ready);
+            let life = beside(&ring, serve_others, serve(server.clone(), reloads, stop, ready));
+            let end = ring.timeout(Duration::from_secs(60), life).await;
+            drop((others, sender));
+            end.unwrap_or_else(|_| panic!("{moment:?}: it waits for a core that is no more"))
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn a_server_ends_when_one_of_its_cores_panics_whatever_it_does_just_then() {
+        for driver in [DriverChoice::Auto, DriverChoice::Epoll] {
+            for moment in [Moment::BeforeTheDisksAreTaken, Moment::Ready, Moment::AtTheStop] {
+                let end = end_after_a_panic(driver, moment);
+                assert!(matches!(end, Err(ServerError::CoreEnded(_))), "{moment:?}: {end:?}");
+            }
+        }
+    }
 }

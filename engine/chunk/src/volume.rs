@@ -47,6 +47,10 @@ pub(crate) enum VolumeState {
 impl VolumeState {
     const ALL: [VolumeState; 5] =
         [VolumeState::Scanning, VolumeState::Ready, VolumeState::Damaged, VolumeState::Leaving, VolumeState::Gone];
+
+    fn is_usable(self) -> bool {
+        matches!(self, VolumeState::Scanning | VolumeState::Ready)
+    }
 }
 
 /// What all cores know of a volume. Counts are sums over the cores.
@@ -172,8 +176,17 @@ impl SharedVolume {
         VolumeState::ALL[usize::from(self.state.load(Ordering::Acquire))]
     }
 
-    pub(crate) fn set_state(&self, state: VolumeState) {
-        self.state.store(state as u8, Ordering::Release);
+    /// It fails, and its chunks count as lost. False if it was given up, or is being taken out, already.
+    pub(crate) fn give_up(&self) -> bool {
+        let damaged = VolumeState::Damaged as u8;
+        let lose = |state: u8| VolumeState::ALL[usize::from(state)].is_usable().then_some(damaged);
+        self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, lose).is_ok()
+    }
+
+    /// It is taken out of the configuration. False if its chunks are lost, so that there is nothing to bring to rest.
+    pub(crate) fn leave(&self) -> bool {
+        let former = self.state.swap(VolumeState::Leaving as u8, Ordering::AcqRel);
+        VolumeState::ALL[usize::from(former)].is_usable()
     }
 
     /// All chunks are listed. False if it was given up, or taken out, meanwhile.
@@ -183,7 +196,7 @@ impl SharedVolume {
     }
 
     pub(crate) fn is_usable(&self) -> bool {
-        matches!(self.state(), VolumeState::Scanning | VolumeState::Ready)
+        self.state().is_usable()
     }
 
     /// Is it in the configuration?
@@ -363,7 +376,7 @@ impl Volume {
 
     /// Lets another process have the folder, when the first core does it last.
     pub(crate) fn release(&self) {
-        self.set_state(VolumeState::Gone);
+        self.shared.state.store(VolumeState::Gone as u8, Ordering::Release);
         self.tasks.borrow_mut().drain(..).for_each(|task| task.abort());
         self.index.take();
         self.lock.take();

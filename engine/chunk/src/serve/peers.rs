@@ -12,7 +12,9 @@ use wire::limits::HEADER_BYTES;
 use wire::types::ChainServer;
 use wire::{AntoanNop, Packet};
 
-/// Parked connections kept at most; then the oldest goes.
+use crate::cores::Core;
+
+/// Parked connections kept at most by all cores; then the oldest goes.
 const PARKED_MAX: usize = 250;
 const BEAT: Duration = Duration::from_millis(500);
 /// How long each try of a connect may take.
@@ -25,6 +27,8 @@ const READER_BYTES: usize = 1024;
 pub(crate) struct Peers {
     ring: Ring,
     parked: RefCell<VecDeque<Parked>>,
+    /// This core's share of `PARKED_MAX`.
+    parked_max: usize,
 }
 
 struct Parked {
@@ -37,8 +41,8 @@ pub(crate) fn address_of(server: &ChainServer) -> SocketAddr {
 }
 
 impl Peers {
-    pub(crate) fn new(ring: &Ring) -> Peers {
-        Peers { ring: ring.clone(), parked: RefCell::default() }
+    pub(crate) fn new(ring: &Ring, core: &Core) -> Peers {
+        Peers { ring: ring.clone(), parked: RefCell::default(), parked_max: core.share(PARKED_MAX) }
     }
 
     /// A connection to a chunkserver on which `opening` was sent: a parked one, or a new one. None when all tries
@@ -67,7 +71,7 @@ impl Peers {
     /// Keeps a connection whose last session ended in good order.
     pub(crate) fn park(&self, reader: BufferedReader) {
         let mut parked = self.parked.borrow_mut();
-        if parked.len() >= PARKED_MAX {
+        if parked.len() >= self.parked_max {
             parked.pop_front();
         }
         parked.push_back(Parked { to: reader.stream().peer(), reader });

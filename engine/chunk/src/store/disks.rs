@@ -34,6 +34,9 @@ pub(crate) struct FoldersUnusable(pub(crate) String);
 
 /// A disk that is taken out waits so long for what is under way on a chunk.
 const CLOSE_WAIT: Duration = Duration::from_secs(10);
+/// A disk that was given up is tried again only when the scan that was under way has ended; so long is waited for that.
+const SCAN_END_WAIT: Duration = Duration::from_secs(5);
+const SCAN_NAP: Duration = Duration::from_millis(20);
 /// Files that are handed to the owners of their chunks at a time.
 const FOUND_AT_ONCE: usize = 1024;
 
@@ -96,8 +99,8 @@ impl Store {
             let volume = self.volume(index);
             if volume.is_ours() && !settings.folders.iter().any(|line| volume.path_is(&line.path)) {
                 tracing::info!("{}: taken out of the configuration", volume.folder.display());
-                volume.set_state(VolumeState::Leaving);
-                self.ring.spawn(self.clone().detach(index));
+                let is_sound = volume.leave();
+                self.ring.spawn(self.clone().detach(index, is_sound));
             }
         }
         for line in &settings.folders {
@@ -111,6 +114,13 @@ impl Store {
                 match volume.state() {
                     VolumeState::Leaving => {
                         tracing::error!("{}: is still being taken out; reload again when it is", line.path);
+                        continue;
+                    }
+                    VolumeState::Damaged if !self.scan_ends(&volume).await => {
+                        tracing::error!(
+                            "{}: its files are still being listed; reload again when it answers",
+                            line.path
+                        );
                         continue;
                     }
                     VolumeState::Damaged => {
@@ -134,6 +144,15 @@ impl Store {
                 Err(why) => tracing::error!("{}: not used: {why}", line.path),
             }
         }
+    }
+
+    /// Waits for the end of a scan that will soon notice that its disk was given up. False if the disk does not answer.
+    async fn scan_ends(&self, volume: &Volume) -> bool {
+        let until = self.ring.now() + SCAN_END_WAIT;
+        while volume.scanning.get() && self.ring.now() < until {
+            self.ring.sleep(SCAN_NAP).await;
+        }
+        !volume.scanning.get()
     }
 
     /// The master confirmed which file system we belong to.
@@ -331,8 +350,8 @@ impl Store {
         let had_limit = volume.has_limit();
         volume.set_line(line.clone());
         if old.marked_for_removal != line.marked_for_removal {
-            for (id, place) in self.core.all_of_volume(index) {
-                self.core.shared.reports.changed(id, self.reported_version(place));
+            for (id, _) in self.core.all_of_volume(index) {
+                self.core.shared.reports.changed(id);
             }
         }
         if volume.has_limit() && !had_limit {
@@ -341,19 +360,26 @@ impl Store {
         self.look_at_space(volume);
     }
 
-    /// Brings a disk to rest and lets go of it.
-    async fn detach(self: Rc<Self>, index: u16) {
+    /// Brings a disk to rest and lets go of it. One whose chunks are lost is let go of as it is: its logs keep what is
+    /// to be put right.
+    async fn detach(self: Rc<Self>, index: u16, is_sound: bool) {
         let volume = self.volume(index);
         while volume.scanning.get() {
-            self.ring.sleep(Duration::from_millis(20)).await;
+            self.ring.sleep(SCAN_NAP).await;
         }
-        let closed = self.core.ask_all(move |server| async move { server.store.close_chunks_of(index).await });
-        let closed = Closed::of_all(closed.await);
-        if closed.sound && closed.listable {
-            self.leave_list(&volume, closed.chunks).await;
+        if is_sound {
+            self.bring_all_to_rest(index, &volume).await;
         }
         self.release(index).await;
         tracing::info!("{}: is free", volume.folder.display());
+    }
+
+    async fn bring_all_to_rest(&self, index: u16, volume: &Volume) {
+        let closed = self.core.ask_all(move |server| async move { server.store.close_chunks_of(index).await });
+        let closed = Closed::of_all(closed.await);
+        if closed.sound && closed.listable {
+            self.leave_list(volume, closed.chunks).await;
+        }
     }
 
     /// Leaves the list of a disk's chunks for the next start. All logs say that there is nothing to repair. Spec 21, 5.
@@ -423,11 +449,11 @@ impl Store {
         let loser = match verdict {
             Verdict::Known => return,
             Verdict::New => {
-                self.core.shared.reports.found(found.id, self.reported_version(place));
+                self.core.shared.reports.found(found.id);
                 None
             }
             Verdict::Better { loser } => {
-                self.core.shared.reports.changed(found.id, self.reported_version(place));
+                self.core.shared.reports.changed(found.id);
                 Some(loser)
             }
             Verdict::Duplicate => Some(place),
@@ -455,8 +481,10 @@ impl Store {
     /// The disk had too many errors, or is another one than before: its chunks count as lost until it is tried again. By
     /// any core.
     pub(crate) fn lose_volume(&self, volume: &Volume) {
+        if !volume.give_up() {
+            return; // by another core, or it is being taken out
+        }
         tracing::error!("{}: the disk is not used any more", volume.folder.display());
-        volume.set_state(VolumeState::Damaged);
         let index = self.volumes.borrow().iter().position(|other| std::ptr::eq(&**other, volume));
         let Some(index) = index else { return };
         self.lose_chunks_of(index as u16);
@@ -491,7 +519,7 @@ impl Store {
                 Some(place) => {
                     self.core.insert(*id, *place);
                     self.duplicates.borrow_mut().retain(|duplicate| (duplicate.id, duplicate.place) != (*id, *place));
-                    self.core.shared.reports.changed(*id, self.reported_version(*place));
+                    self.core.shared.reports.changed(*id);
                 }
                 None => self.core.shared.reports.lost(*id),
             }
@@ -545,11 +573,16 @@ impl Store {
     /// All tables are written: says so in this core's log. False if that cannot be said.
     pub(super) async fn rest_log(&self, volume: &Volume) -> bool {
         let Some(log) = &volume.intents else { return true };
-        if volume.is_recovering() {
-            return false; // the log has to say it again
+        // The log has to say again what was not put right, and what is on a disk that was given up.
+        let must_speak = || volume.is_recovering() || volume.state() == VolumeState::Damaged;
+        if must_speak() {
+            return false;
         }
         if let Err(error) = self.checkpoint(volume).await {
             tracing::error!("{}: cannot be synced: {error}", volume.folder.display());
+            return false;
+        }
+        if must_speak() {
             return false;
         }
         log.finish().await;

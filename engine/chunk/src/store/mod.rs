@@ -49,7 +49,7 @@ pub(crate) type Repairs = BTreeMap<ChunkId, Repair>;
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// How long an unused chunk stays open.
 const IDLE_OPEN: Duration = Duration::from_secs(10);
-/// Chunks that stay open while they are not used.
+/// Chunks that stay open while they are not used, on all cores.
 const IDLE_OPEN_MAX: usize = 400;
 
 pub(crate) struct Store {
@@ -199,11 +199,6 @@ impl Store {
         chunk.check(version)?;
         chunk.last_used.set(self.ring.now());
         Ok((chunk, alone))
-    }
-
-    /// Do we have this chunk, on a disk that works?
-    pub(crate) fn has(&self, id: ChunkId) -> bool {
-        self.core.place(id).is_some_and(|place| self.volume(place.volume).is_usable())
     }
 
     /// Is this chunk on a disk that does not answer?
@@ -401,6 +396,12 @@ impl Store {
         }
     }
 
+    /// The version of a chunk that we have on a disk that works, as the master is told it.
+    pub(crate) fn present_version(&self, id: ChunkId) -> Option<u32> {
+        let place = self.core.place(id)?;
+        self.volume(place.volume).is_usable().then(|| self.reported_version(place))
+    }
+
     /// The version as the master is told it: bit 31 says that the disk is marked for removal.
     pub(crate) fn reported_version(&self, place: Place) -> u32 {
         let mark = if self.volume(place.volume).is_marked() { Version::MARKED_FOR_REMOVAL } else { 0 };
@@ -413,7 +414,7 @@ impl Store {
         let mut idle: Vec<(Instant, Rc<Chunk>)> =
             self.in_use.borrow().values().map(|chunk| (chunk.last_used.get(), chunk.clone())).collect();
         idle.sort_by_key(|(last_used, _)| *last_used);
-        let surplus = idle.len().saturating_sub(IDLE_OPEN_MAX);
+        let surplus = idle.len().saturating_sub(self.core.share(IDLE_OPEN_MAX));
         for (at, (last_used, chunk)) in idle.into_iter().enumerate() {
             if !chunk.is_unused() || (at >= surplus && now - last_used < IDLE_OPEN) {
                 continue;

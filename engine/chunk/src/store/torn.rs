@@ -171,6 +171,11 @@ impl Store {
         for (id, torn) in self.torn().of_volume(index) {
             put_line(id, torn, &mut text);
         }
+        // A disk that is given up, or taken out, keeps the list that it has: its chunks left ours, and they may come back.
+        // Its state changes first, so what was read before this is all of it.
+        if !volume.is_usable() {
+            return;
+        }
         let written = match text.is_empty() {
             true => match self.ring.unlink(&path).await {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
