@@ -4,6 +4,9 @@
 //! among the requests under way, and a client that could read another copy. So operations are noted while they last. A
 //! disk that has work and ends none of it for some time is left alone: requests for it are answered NOTDONE until
 //! something ends. A disk that is merely slow ends one thing after the other and is not meant.
+//!
+//! Each core notes its own operations, and takes no lock for that. The first core puts together what all have under way
+//! and judges: a disk that answers one core does not hang for another, and a change is said once.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -25,7 +28,38 @@ pub(crate) struct Health {
     slots: RefCell<Slots>,
     /// When something ended last.
     ended: Cell<Instant>,
-    hangs: Cell<bool>,
+}
+
+/// What is under way on a disk, of one core or of all.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Load {
+    /// When the oldest operation began.
+    oldest: Option<Instant>,
+    /// When something ended last.
+    ended: Instant,
+    operations: usize,
+    /// Those that began `HANG_AFTER` ago or earlier.
+    old: usize,
+}
+
+impl Load {
+    /// Both.
+    pub(crate) fn and(self, other: Load) -> Load {
+        Load {
+            oldest: self.oldest.into_iter().chain(other.oldest).min(),
+            ended: self.ended.max(other.ended),
+            operations: self.operations + other.operations,
+            old: self.old + other.old,
+        }
+    }
+
+    /// Does a disk with this load hang? Pure.
+    pub(crate) fn hangs(self, now: Instant) -> bool {
+        let Some(oldest) = self.oldest else { return false };
+        let quiet = now.saturating_duration_since(oldest.max(self.ended));
+        let is_crowded = self.operations >= CROWD;
+        quiet >= HANG_AFTER || (is_crowded && quiet >= CROWD_HANG_AFTER) || self.old >= OLD
+    }
 }
 
 #[derive(Default)]
@@ -50,13 +84,6 @@ impl Drop for UnderWay {
     }
 }
 
-/// A disk began to hang, or works again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Change {
-    Hangs,
-    Works,
-}
-
 impl Health {
     /// Notes that an operation begins; it ends when what this gives is dropped.
     pub(crate) fn begin(self: &Rc<Self>, ring: &Ring) -> UnderWay {
@@ -69,24 +96,15 @@ impl Health {
         UnderWay { health: self.clone(), ring: ring.clone(), slot }
     }
 
-    pub(crate) fn hangs(&self) -> bool {
-        self.hangs.get()
-    }
-
-    /// Looks at what is under way. Gives the change, if there is one.
-    pub(crate) fn look(&self, now: Instant) -> Option<Change> {
+    /// What this core has under way.
+    pub(crate) fn load(&self, now: Instant) -> Load {
         let slots = self.slots.borrow();
         let began = || slots.began.iter().flatten();
-        let hangs = began().min().is_some_and(|oldest| {
-            let quiet = now - (*oldest).max(self.ended.get());
-            let old = began().filter(|began| now - **began >= HANG_AFTER).count();
-            let is_crowded = began().count() >= CROWD;
-            quiet >= HANG_AFTER || (is_crowded && quiet >= CROWD_HANG_AFTER) || old >= OLD
-        });
-        match (self.hangs.replace(hangs), hangs) {
-            (false, true) => Some(Change::Hangs),
-            (true, false) => Some(Change::Works),
-            _ => None,
+        Load {
+            oldest: began().min().copied(),
+            ended: self.ended.get(),
+            operations: began().count(),
+            old: began().filter(|began| now.saturating_duration_since(**began) >= HANG_AFTER).count(),
         }
     }
 }
@@ -107,23 +125,24 @@ mod tests {
     fn a_disk_hangs_when_it_has_work_and_ends_none_of_it() {
         in_time(|ring| async move {
             let health = Rc::new(Health::default());
+            let hangs = || health.load(ring.now()).hangs(ring.now());
             ring.sleep(Duration::from_secs(100)).await;
             let first = health.begin(&ring);
             ring.sleep(Duration::from_secs(4)).await;
-            assert_eq!(health.look(ring.now()), None);
+            assert!(!hangs());
             drop(health.begin(&ring));
             ring.sleep(Duration::from_secs(4)).await;
-            assert_eq!(health.look(ring.now()), None, "something ended four seconds ago");
+            assert!(!hangs(), "something ended four seconds ago");
             ring.sleep(Duration::from_secs(1)).await;
-            assert_eq!((health.look(ring.now()), health.hangs()), (Some(Change::Hangs), true));
+            assert!(hangs());
             let second = health.begin(&ring);
             ring.sleep(Duration::from_secs(9)).await;
-            assert_eq!((health.look(ring.now()), health.hangs()), (None, true));
+            assert!(hangs());
             drop((first, second));
-            assert_eq!((health.look(ring.now()), health.hangs()), (Some(Change::Works), false));
+            assert!(!hangs());
             assert_eq!(health.slots.borrow().began.len(), 2, "slots are used again");
             ring.sleep(Duration::from_secs(100)).await;
-            assert_eq!(health.look(ring.now()), None, "a disk without work does not hang");
+            assert!(!hangs(), "a disk without work does not hang");
         });
     }
 
@@ -131,16 +150,38 @@ mod tests {
     fn a_crowd_makes_it_hang_earlier_and_many_old_ones_always() {
         in_time(|ring| async move {
             let health = Rc::new(Health::default());
+            let hangs = || health.load(ring.now()).hangs(ring.now());
             let mut crowd: Vec<UnderWay> = (0..CROWD).map(|_| health.begin(&ring)).collect();
             ring.sleep(Duration::from_millis(900)).await;
-            assert_eq!(health.look(ring.now()), None);
+            assert!(!hangs());
             ring.sleep(Duration::from_millis(100)).await;
-            assert_eq!(health.look(ring.now()), Some(Change::Hangs));
+            assert!(hangs());
             ring.sleep(Duration::from_secs(5)).await;
             crowd.truncate(OLD);
-            assert_eq!(health.look(ring.now()), None, "those left are too old");
+            assert!(hangs(), "those left are too old");
             crowd.pop();
-            assert_eq!(health.look(ring.now()), Some(Change::Works));
+            assert!(!hangs());
+        });
+    }
+
+    #[test]
+    fn what_all_cores_have_under_way_decides() {
+        in_time(|ring| async move {
+            let cores = [Rc::new(Health::default()), Rc::new(Health::default())];
+            let hangs = || {
+                let load = cores.iter().map(|core| core.load(ring.now())).fold(Load::default(), Load::and);
+                load.hangs(ring.now())
+            };
+            ring.sleep(Duration::from_secs(100)).await;
+            let stuck: Vec<UnderWay> = (0..CROWD).map(|at| cores[at % 2].begin(&ring)).collect();
+            ring.sleep(Duration::from_secs(1)).await;
+            assert!(hangs(), "a crowd, half of it on each core");
+            drop(cores[1].begin(&ring));
+            assert!(!hangs(), "the disk answered one core");
+            ring.sleep(Duration::from_secs(4)).await;
+            assert!(hangs());
+            drop(stuck);
+            assert!(!hangs());
         });
     }
 }

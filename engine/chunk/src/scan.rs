@@ -47,8 +47,8 @@ pub(crate) async fn scan(
     mut found: impl FnMut(Found),
 ) -> io::Result<Blocks> {
     let index = volume.index.take();
-    let whole = volume.intents.is_none() || prepare_folder(ring, volume, settings).await?;
-    if let Some(index) = index.filter(|_| whole && !check_sizes && volume.intents.is_some()) {
+    let whole = volume.is_read_only || prepare_folder(ring, volume, settings).await?;
+    if let Some(index) = index.filter(|_| whole && !check_sizes && !volume.is_read_only) {
         // It is true no longer than until the first change: no later start may find it, not even after a power cut.
         ring.sync_dir(&volume.folder).await?;
         if let Some(records) = index.read(ring).await? {
@@ -69,7 +69,7 @@ pub(crate) async fn scan(
             let mut blocks = Some(0);
             if check_sizes || volume.has_limit() {
                 blocks = shape(ring.stat(&path.join(&entry.name)).await?.size).map(|(_, blocks)| blocks);
-                if blocks.is_none() && check_sizes && volume.intents.is_some() {
+                if blocks.is_none() && check_sizes && !volume.is_read_only {
                     blocks = mend_length(ring, &path.join(&entry.name)).await?;
                 }
             }

@@ -398,13 +398,27 @@ async fn read_identity(ring: &Ring, settings: &Settings) -> Identity {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::net::Ipv4Addr;
 
     use ring::{DriverChoice, Options};
 
     use super::*;
     use crate::folders::FolderLine;
+
+    /// A server with one disk, and without a master.
+    pub(crate) fn settings_in(folder: &std::path::Path, cores: usize) -> Settings {
+        let (data, disk) = (folder.join("data"), folder.join("disk"));
+        [&data, &disk].into_iter().for_each(|path| std::fs::create_dir(path).unwrap());
+        Settings {
+            listen_ip: Ipv4Addr::LOCALHOST,
+            listen_port: 0,
+            master_host: "127.0.0.1".to_owned(),
+            master_port: 9, // nobody is there
+            cores,
+            ..Settings::new(data, vec![FolderLine::plain(disk.to_str().unwrap())])
+        }
+    }
 
     /// When another core is made to panic.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -417,16 +431,7 @@ mod tests {
     /// How a server of three cores ends whose second one panics.
     fn end_after_a_panic(driver: DriverChoice, moment: Moment) -> Result<(), ServerError> {
         let folder = tempfile::tempdir().unwrap();
-        let (data, disk) = (folder.path().join("data"), folder.path().join("disk"));
-        [&data, &disk].into_iter().for_each(|path| std::fs::create_dir(path).unwrap());
-        let settings = Settings {
-            listen_ip: Ipv4Addr::LOCALHOST,
-            listen_port: 0,
-            master_host: "127.0.0.1".to_owned(),
-            master_port: 9, // nobody is there
-            cores: 3,
-            ..Settings::new(data, vec![FolderLine::plain(disk.to_str().unwrap())])
-        };
+        let settings = settings_in(folder.path(), 3);
         let options = Options { driver, buffers: settings.buffers(), ..Options::default() };
         ring::run(options, |ring| async move {
             let (server, others, serve_others) = cores::start(&ring, settings).await.unwrap();

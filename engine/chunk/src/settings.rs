@@ -101,7 +101,8 @@ impl Settings {
 
     /// Buffers of each of so many cores.
     pub(crate) fn buffers_of(&self, cores: usize) -> usize {
-        (IO_BUFFERS / cores).max(IO_BUFFERS_OF_A_CORE) + self.cache_share(cores)
+        // Each disk's log has one for good.
+        (IO_BUFFERS / cores).max(IO_BUFFERS_OF_A_CORE) + self.cache_share(cores) + self.folders.len()
     }
 
     /// Blocks that the cache of each of so many cores may hold, on rings with so many buffers.

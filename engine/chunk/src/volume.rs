@@ -21,12 +21,14 @@ use wire::{ChunkId, MetaId, Version};
 use crate::chunkdb::{FoundIndex, find_index};
 use crate::cores::lock;
 use crate::disk_stats::{DiskCounters, DiskHistory, no_stats, sum as sum_of_stats};
+use crate::error::ChunkError;
 use crate::folders::{FolderLine, SpaceLimit};
 use crate::health::Health;
 use crate::intents::IntentLog;
 use crate::layout::{SUBFOLDERS, subfolder_name, temporary_name};
 use crate::settings::{IoMode, Settings};
-use crate::store::scratch::{SCRATCH_OF_A_DISK, TABLES_OF_A_DISK, TRUNCATIONS_OF_A_DISK};
+use crate::store::scratch::Shares;
+use crate::store::sync::Checkpoints;
 
 /// Errors that are kept per disk. Spec 21, 8.5.
 const ERRORS_KEPT: usize = 30;
@@ -77,6 +79,7 @@ pub(crate) struct SharedVolume {
     pub(crate) stats: Vec<Arc<DiskCounters>>,
     pub(crate) history: Mutex<DiskHistory>,
     errors: Mutex<VecDeque<DiskError>>,
+    hangs: AtomicBool,
     subfolders: Mutex<Subfolders>,
 }
 
@@ -89,12 +92,15 @@ struct Subfolders {
 /// A volume as one core has it: its part of the intent log, its work under way.
 pub(crate) struct Volume {
     pub(crate) shared: Arc<SharedVolume>,
-    /// None on read-only volumes.
+    /// None on read-only volumes, and where there was no room for one: then no block is written.
     pub(crate) intents: Option<Rc<IntentLog>>,
     /// A look at its space is under way: on a disk that hangs there must not be more and more of them.
     pub(crate) looking_at_space: Cell<bool>,
-    /// A checkpoint is under way.
+    /// A checkpoint is under way, or about to be. On the first core.
     pub(crate) syncing: Cell<bool>,
+    /// One checkpoint at a time, and the number of the last one that succeeded. On the first core.
+    pub(crate) checkpoint_turn: Semaphore,
+    pub(crate) checkpoints: Cell<Checkpoints>,
     pub(crate) stats: Arc<DiskCounters>,
     pub(crate) health: Rc<Health>,
     /// What work on this disk may hold of the buffers that are kept aside.
@@ -304,6 +310,16 @@ impl SharedVolume {
         chunks.len() > settings.disk_errors_tolerated as usize && self.is_usable()
     }
 
+    /// It does not answer: nobody asks it for anything until it does. See `health`.
+    pub(crate) fn hangs(&self) -> bool {
+        self.hangs.load(Ordering::Relaxed)
+    }
+
+    /// By the first core. True if that is a change.
+    pub(crate) fn set_hangs(&self, hangs: bool) -> bool {
+        self.hangs.swap(hangs, Ordering::Relaxed) != hangs
+    }
+
     pub(crate) fn last_error(&self) -> Option<DiskError> {
         lock(&self.errors).back().copied()
     }
@@ -349,17 +365,24 @@ impl SharedVolume {
 
 impl Volume {
     /// A core's part of a volume. `intents`: its part of the log; none if the volume is read-only.
-    pub(crate) fn new(shared: Arc<SharedVolume>, core: usize, intents: Option<Rc<IntentLog>>) -> Volume {
+    pub(crate) fn new(
+        shared: Arc<SharedVolume>,
+        core: usize,
+        shares: &Shares,
+        intents: Option<Rc<IntentLog>>,
+    ) -> Volume {
         Volume {
             stats: shared.stats[core].clone(),
             shared,
             intents,
             looking_at_space: Cell::new(false),
             syncing: Cell::new(false),
+            checkpoint_turn: Semaphore::new(1),
+            checkpoints: Cell::default(),
             health: Rc::default(),
-            scratch_share: Semaphore::new(SCRATCH_OF_A_DISK),
-            table_share: Semaphore::new(TABLES_OF_A_DISK),
-            truncations: Semaphore::new(TRUNCATIONS_OF_A_DISK),
+            scratch_share: Semaphore::new(shares.scratch_of_a_disk),
+            table_share: Semaphore::new(shares.tables_of_a_disk),
+            truncations: Semaphore::new(shares.truncations_of_a_disk),
             credit: Cell::new(0.0),
             tasks: RefCell::default(),
             scanning: Cell::new(false),
@@ -382,12 +405,21 @@ impl Volume {
         self.lock.take();
     }
 
+    /// The log, without which nothing may be written. Errors: `NoSpace` where there was no room for one; `Disk` on
+    /// read-only volumes.
+    pub(crate) fn log(&self) -> Result<&Rc<IntentLog>, ChunkError> {
+        self.intents.as_ref().ok_or_else(|| match self.is_read_only {
+            true => ChunkError::Disk(io::ErrorKind::ReadOnlyFilesystem.into()),
+            false => ChunkError::NoSpace,
+        })
+    }
+
     /// May new chunks be put here?
     pub(crate) fn takes_chunks(&self) -> bool {
         let line = self.line();
         self.state() == VolumeState::Ready
             && self.intents.is_some()
-            && !self.health.hangs()
+            && !self.hangs()
             && !line.marked_for_removal
             && !line.drain
             && self.space().available_bytes > 0
@@ -497,6 +529,7 @@ pub(crate) async fn open_volume(
         stats: (0..cores).map(|_| Arc::default()).collect(),
         history: Mutex::default(),
         errors: Mutex::default(),
+        hangs: AtomicBool::new(false),
         subfolders: Mutex::new(Subfolders { files: [0; SUBFOLDERS], current: 0 }),
     };
     Ok(Opened { shared: Arc::new(shared), lock, index, metaid: found })
@@ -514,7 +547,7 @@ async fn read_metaid(ring: &Ring, folder: &std::path::Path) -> io::Result<Option
 /// Writes the identity that the master confirmed.
 pub(crate) async fn write_metaid(ring: &Ring, volume: &Volume, metaid: MetaId) -> io::Result<()> {
     let path = volume.folder.join(".metaid");
-    if volume.intents.is_none() || read_metaid(ring, &volume.folder).await.ok().flatten() == Some(metaid) {
+    if volume.is_read_only || read_metaid(ring, &volume.folder).await.ok().flatten() == Some(metaid) {
         return Ok(());
     }
     ring.write_file_durably(&path, 0o640, metaid.0.to_be_bytes().to_vec()).await

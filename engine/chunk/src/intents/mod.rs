@@ -44,11 +44,13 @@ pub(crate) fn core_of_name(name: &[u8]) -> Option<usize> {
     (log_name(core).as_bytes() == name).then_some(core)
 }
 
-/// Pages of the ring: 8 MiB.
+/// Pages of the rings of all cores: 8 MiB.
 const PAGES: u64 = 2048;
+/// A ring may be as small as this on a disk that is full.
+const PAGES_MIN: u64 = 4 * PAGES_PER_COMMIT as u64;
 /// See `follow_loop`.
 const LAG_MAX: Duration = Duration::from_millis(200);
-/// Bytes of the ring.
+/// Bytes of the largest ring.
 const LOG_BYTES: u64 = PAGES * PAGE_BYTES as u64;
 /// Pages written at a time: one pool buffer full.
 const PAGES_PER_COMMIT: usize = 16;
@@ -61,6 +63,8 @@ pub(crate) struct IntentLog {
     /// Pages are written durably.
     synced: bool,
     file: File,
+    /// Pages of the ring, by the size of the file: the number of cores may be another one than when it was made.
+    pages: u64,
     state: RefCell<State>,
     /// Something waits to be committed.
     pending: Notify,
@@ -96,20 +100,46 @@ struct State {
 #[derive(Debug)]
 pub(crate) struct LogBroken;
 
+/// How a log is written.
+#[derive(Clone, Copy)]
+pub(crate) struct LogKind {
+    pub(crate) direct: bool,
+    /// Every page reaches the device before what it announces is done.
+    pub(crate) synced: bool,
+    /// Mode of a new file.
+    pub(crate) mode: u32,
+}
+
+/// Is this the error of a disk without room?
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 impl IntentLog {
-    /// Opens a core's log of the volume at `folder`, making it if it is not there, and says what it asks to repair.
+    /// Opens the log of one of so many cores of the volume at `folder`, making it if it is not there, and says what it
+    /// asks to repair.
     ///
-    /// `synced`: every page reaches the device before what it announces is done. Errors: the disk's.
+    /// Errors: the disk's; `is_full` if there is not even room for a small one.
     pub(crate) async fn open(
         ring: &Ring,
         folder: &Path,
-        core: usize,
-        direct: bool,
-        synced: bool,
-        mode: u32,
+        (core, cores): (usize, usize),
+        kind: LogKind,
     ) -> io::Result<(Rc<IntentLog>, BTreeMap<ChunkId, Repair>)> {
+        let LogKind { direct, synced, mode } = kind;
         let path = folder.join(log_name(core));
-        fill_file(ring, &path, mode).await?;
+        let file = ring.open(&path, OpenHow { read: true, ..OpenHow::create(mode) }).await?;
+        let pages = read_pages(ring, &file).await?;
+        let next = pages.iter().map(|page| page.sequence + 1).max().unwrap_or(0);
+        let repairs = record::repairs(pages);
+        let ring_pages = match make_size(ring, &file, pages_of_each(cores), repairs.is_empty()).await {
+            Err(error) if is_full(&error) => {
+                let _ = ring.unlink(&path).await; // too small for a log: else it is tried again
+                return Err(error);
+            }
+            other => other?,
+        };
+        drop(file);
         let how = OpenHow { direct, dsync: synced, ..OpenHow::read_write() };
         let file = match ring.open(&path, how).await {
             Err(error) if direct && error.kind() == io::ErrorKind::InvalidInput => {
@@ -117,18 +147,17 @@ impl IntentLog {
             }
             other => other?,
         };
-        let pages = read_pages(ring, &file).await?;
-        let next = pages.iter().map(|page| page.sequence + 1).max().unwrap_or(0);
         let log = IntentLog {
             ring: ring.clone(),
             synced,
             file,
+            pages: ring_pages,
             state: RefCell::new(State { next, ..State::default() }),
             pending: Notify::new(),
             pressure: Notify::new(),
             relief: Notify::new(),
         };
-        Ok((Rc::new(log), record::repairs(pages)))
+        Ok((Rc::new(log), repairs))
     }
 
     /// Writes down what is about to be done; returns when that is durable. Errors: `LogBroken`.
@@ -210,6 +239,11 @@ impl IntentLog {
         synced
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_durable(&self) -> bool {
+        !self.state.borrow().has_undurable
+    }
+
     /// Keeps a log whose pages are not written durably (files go through the page cache) at most this far behind: the
     /// system writes files back seconds later, and until then a power cut takes their pages and the log's alike.
     pub(crate) async fn follow_loop(self: Rc<Self>) {
@@ -253,7 +287,7 @@ impl IntentLog {
         let mut chunks: Vec<(u64, ChunkId)> = state
             .unsettled
             .iter()
-            .filter(|(_, (first, _))| first + PAGES / 2 < state.next)
+            .filter(|(_, (first, _))| first + self.pages / 2 < state.next)
             .map(|(id, (first, _))| (*first, *id))
             .collect();
         chunks.sort_unstable();
@@ -306,7 +340,7 @@ impl IntentLog {
             {
                 let state = &mut *self.state.borrow_mut();
                 let room = self.pages_free(state);
-                if room <= PAGES / 2 {
+                if room <= self.pages / 2 {
                     self.pressure.notify_one();
                 }
                 if !state.waiting.is_empty() && room >= PAGES_PER_COMMIT as u64 {
@@ -329,7 +363,7 @@ impl IntentLog {
     /// Pages that may be written before one with unsettled records would be overwritten.
     fn pages_free(&self, state: &State) -> u64 {
         let oldest = state.unsettled.values().map(|(first, _)| *first).min().unwrap_or(state.next);
-        PAGES - (state.next - oldest)
+        self.pages - (state.next - oldest)
     }
 
     async fn commit(&self, records: &[Intent], mut buffer: Block) -> (io::Result<()>, Block) {
@@ -348,8 +382,8 @@ impl IntentLog {
         }
         self.state.borrow_mut().next = first + pages as u64;
         // A batch that crosses the end of the ring takes two writes.
-        let until_end = ((PAGES - first % PAGES) as usize).min(pages);
-        let parts = [(0, until_end, first % PAGES), (until_end, pages, 0)];
+        let until_end = ((self.pages - first % self.pages) as usize).min(pages);
+        let parts = [(0, until_end, first % self.pages), (until_end, pages, 0)];
         for (from, to, position) in parts.into_iter().filter(|(from, to, _)| from < to) {
             let piece = buffer.slice(from * PAGE_BYTES..to * PAGE_BYTES);
             let (result, piece) = self.file.write_all_at(piece, position * PAGE_BYTES as u64).await;
@@ -369,30 +403,53 @@ pub(crate) async fn repairs_of(ring: &Ring, path: &Path) -> io::Result<BTreeMap<
     Ok(record::repairs(read_pages(ring, &file).await?))
 }
 
-/// Makes a file of full length, with zeros written out: pages are then overwritten in place, and no write of the log
-/// waits for the file system's own journal.
-async fn fill_file(ring: &Ring, path: &Path, mode: u32) -> io::Result<()> {
-    let file = ring.open(path, OpenHow { read: true, ..OpenHow::create(mode) }).await?;
-    let start = file.stat().await?.size;
-    if start >= LOG_BYTES {
-        return Ok(());
+/// Pages of a new log of each of so many cores.
+fn pages_of_each(cores: usize) -> u64 {
+    let commit = PAGES_PER_COMMIT as u64;
+    (PAGES / cores as u64 / commit * commit).max(PAGES_MIN)
+}
+
+/// Gives a log's file the size of `wanted` pages, or what a full disk has room for, with zeros written out: pages are then
+/// overwritten in place, and no write of the log waits for the file system's own journal. Gives its pages.
+///
+/// A file that is larger stays as it is. A smaller one is made anew, since a page's place follows from the size: but only
+/// if there is nothing in it to repair (`may_be_emptied`). Errors: the disk's; `is_full` if there is no room for `PAGES_MIN`.
+async fn make_size(ring: &Ring, file: &File, wanted: u64, may_be_emptied: bool) -> io::Result<u64> {
+    let (buffer_bytes, page_bytes) = (BUFFER_BYTES as u64, PAGE_BYTES as u64);
+    let size = file.stat().await?.size.min(LOG_BYTES);
+    let pages = size / buffer_bytes * buffer_bytes / page_bytes;
+    if pages >= wanted || (pages >= PAGES_MIN && !may_be_emptied) {
+        return Ok(pages);
     }
+    file.set_len(0).await?;
     let mut buffer = ring.wait_buffer().await;
     buffer.payload_mut().fill(0);
-    let start = start - start % BUFFER_BYTES as u64;
-    for position in (start..LOG_BYTES).step_by(BUFFER_BYTES) {
-        let (result, back) = file.write_all_at(buffer, position).await;
+    let mut filled = 0;
+    while filled < wanted * page_bytes {
+        let (result, back) = file.write_all_at(buffer, filled).await;
         buffer = back;
-        result?;
+        match result {
+            Err(error) if is_full(&error) && filled >= PAGES_MIN * page_bytes => {
+                tracing::warn!(
+                    "the disk is full: its intent log has {filled} bytes instead of {}",
+                    wanted * page_bytes
+                );
+                file.set_len(filled).await?; // of the last piece a part may be there
+                break;
+            }
+            other => other?,
+        }
+        filled += buffer_bytes;
     }
-    file.datasync().await
+    file.datasync().await?;
+    Ok(filled / page_bytes)
 }
 
 /// All whole pages of the file.
 async fn read_pages(ring: &Ring, file: &File) -> io::Result<Vec<Page>> {
     let mut pages = Vec::new();
     let mut buffer = ring.wait_buffer().await;
-    for position in (0..LOG_BYTES).step_by(BUFFER_BYTES) {
+    for position in (0..file.stat().await?.size.min(LOG_BYTES)).step_by(BUFFER_BYTES) {
         let (result, back) = file.read_at(buffer, position).await;
         buffer = back;
         let count = result?;
@@ -415,5 +472,42 @@ mod tests {
         {
             assert_eq!(core_of_name(other.as_bytes()), None, "{other}");
         }
+    }
+
+    #[test]
+    fn cores_share_the_room_of_one_log() {
+        assert_eq!([1, 2, 3, 4, 8].map(pages_of_each), [2048, 1024, 672, 512, 256]);
+    }
+
+    /// Opens the log of the first of so many cores in a simulated world, commits `writes` records to it, and gives its
+    /// pages and the chunks that it asked to repair.
+    async fn use_log(ring: Ring, cores: usize, writes: u64, clean: bool) -> (u64, usize) {
+        let kind = LogKind { direct: false, synced: true, mode: 0o644 };
+        let (log, repairs) = IntentLog::open(&ring, Path::new("/d"), (0, cores), kind).await.unwrap();
+        let committing = ring.spawn(log.clone().commit_loop());
+        for number in 1..=writes {
+            let (block, sum) = (crate::layout::BlockIndex::new(0).unwrap(), wire::Crc(1));
+            log.record(Intent::Write { id: ChunkId(number), version: wire::Version(1), block, sum }).await.unwrap();
+        }
+        if clean {
+            log.finish().await;
+        }
+        committing.abort();
+        (log.pages, repairs.len())
+    }
+
+    #[test]
+    fn a_log_gets_another_size_only_when_there_is_nothing_in_it_to_repair() {
+        let world = ring::sim::World::new(1, ring::sim::Settings::default());
+        let node = world.node([10, 0, 0, 1].into());
+        let used = world.run(node, |ring| async move {
+            ring.mkdir(Path::new("/d"), 0o755).await.unwrap();
+            let mut used = Vec::new();
+            for (cores, writes, clean) in [(4, 3, false), (1, 2, true), (1, 700, true), (2, 0, true)] {
+                used.push(use_log(ring.clone(), cores, writes, clean).await);
+            }
+            used
+        });
+        assert_eq!(used.unwrap(), [(512, 0), (512, 3), (2048, 0), (2048, 0)]);
     }
 }

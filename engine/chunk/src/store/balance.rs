@@ -129,7 +129,7 @@ impl Store {
     fn disks_in_balance(&self) -> Vec<Disk> {
         let volumes = self.volumes.borrow();
         let takes_part = |volume: &(usize, &Rc<Volume>)| {
-            volume.1.state() == VolumeState::Ready && !volume.1.is_marked() && !volume.1.health.hangs()
+            volume.1.state() == VolumeState::Ready && !volume.1.is_marked() && !volume.1.hangs()
         };
         let disk = |(index, volume): (usize, &Rc<Volume>)| {
             let (line, space) = (volume.line(), volume.space());

@@ -255,9 +255,7 @@ impl Store {
         if part.size_bytes == 0 {
             return Ok(());
         }
-        let Some(log) = view.volume.intents.clone() else {
-            return Err(ChunkError::Disk(std::io::ErrorKind::ReadOnlyFilesystem.into()));
-        };
+        let log = view.volume.log()?.clone();
         if !view.file_reaches {
             self.extend(chunk, part.block).await?;
         }

@@ -21,7 +21,7 @@ use crate::error::ChunkError;
 use crate::fair_lock::Hold;
 use crate::folders::FolderLine;
 use crate::intents::record::add_repairs;
-use crate::intents::{IntentLog, core_of_name, repairs_of};
+use crate::intents::{IntentLog, LogKind, core_of_name, is_full, repairs_of};
 use crate::layout::{SUBFOLDERS, shape};
 use crate::registry::{Place, Verdict};
 use crate::scan::{Blocks, Found, make_subfolders, scan};
@@ -341,7 +341,7 @@ impl Store {
             return;
         }
         tracing::info!("{}: marks and limit changed", line.path);
-        if old.marked_for_removal && !line.marked_for_removal && volume.intents.is_some() {
+        if old.marked_for_removal && !line.marked_for_removal && !volume.is_read_only {
             // A disk on its way out need not have had all of them.
             if let Err(error) = make_subfolders(&self.ring, &volume, &self.settings.get()).await {
                 tracing::error!("{}: sub-folders cannot be made: {error}", line.path);
@@ -400,15 +400,26 @@ impl Store {
 
 /// What each core does for its chunks.
 impl Store {
-    /// This core's log of the volume that comes next, and what it asks to repair. Errors: the disk's.
+    /// This core's log of the volume that comes next, and what it asks to repair. On a full disk there may be none: then
+    /// this core changes nothing there. Errors: the disk's.
     async fn open_log(&self, folder: &Path) -> io::Result<Repairs> {
         let settings = self.settings.get();
         let direct = settings.io_mode == IoMode::Direct;
-        let synced = direct || settings.is_synced();
-        let core = self.core.number;
-        let (log, repairs) = IntentLog::open(&self.ring, folder, core, direct, synced, settings.file_mode).await?;
-        self.next_log.replace(Some(log));
-        Ok(repairs)
+        let kind = LogKind { direct, synced: direct || settings.is_synced(), mode: settings.file_mode };
+        match IntentLog::open(&self.ring, folder, (self.core.number, self.core.count()), kind).await {
+            Ok((log, repairs)) => {
+                self.next_log.replace(Some(log));
+                Ok(repairs)
+            }
+            Err(error) if is_full(&error) => {
+                tracing::error!(
+                    "{}: no room for an intent log: chunks are read and not written here; make room and start again",
+                    folder.display()
+                );
+                Ok(Repairs::new())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Takes a volume in, with the log that was opened before. False if it has not the next number here.
@@ -417,14 +428,14 @@ impl Store {
             return false;
         }
         let log = self.next_log.take().filter(|_| !shared.is_read_only);
-        let volume = Rc::new(Volume::new(shared, self.core.number, log));
+        let volume = Rc::new(Volume::new(shared, self.core.number, &self.shares, log));
         self.volumes.borrow_mut().push(volume.clone());
         self.cache.clear(); // chunks may have better copies here
         if let Some(log) = &volume.intents {
             let tasks = [
                 self.ring.spawn(log.clone().commit_loop()),
                 self.ring.spawn(log.clone().follow_loop()),
-                self.ring.spawn(self.clone().relieve_log(volume.clone())),
+                self.ring.spawn(self.clone().relieve_log(index, volume.clone())),
             ];
             volume.tasks.borrow_mut().extend(tasks);
         }
@@ -550,7 +561,7 @@ impl Store {
             }
         }
         if sound {
-            sound = self.rest_log(&volume).await;
+            sound = self.rest_log(index, &volume).await;
         }
         Closed { sound, listable, chunks }
     }
@@ -571,14 +582,14 @@ impl Store {
     }
 
     /// All tables are written: says so in this core's log. False if that cannot be said.
-    pub(super) async fn rest_log(&self, volume: &Volume) -> bool {
+    pub(super) async fn rest_log(&self, index: u16, volume: &Volume) -> bool {
         let Some(log) = &volume.intents else { return true };
         // The log has to say again what was not put right, and what is on a disk that was given up.
         let must_speak = || volume.is_recovering() || volume.state() == VolumeState::Damaged;
         if must_speak() {
             return false;
         }
-        if let Err(error) = self.checkpoint(volume).await {
+        if let Err(error) = self.checkpoint(index).await {
             tracing::error!("{}: cannot be synced: {error}", volume.folder.display());
             return false;
         }

@@ -3,12 +3,13 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use ring::Instant;
 use wire::{ChunkId, Version};
 
 use super::disks::Closed;
 use super::{Duplicate, Store};
 use crate::error::ChunkError;
-use crate::health::Change;
+use crate::health::Load;
 use crate::layout::BlockIndex;
 use crate::volume::{Volume, VolumeState};
 
@@ -25,7 +26,7 @@ const FINISH_WAIT: Duration = Duration::from_secs(60);
 
 impl Store {
     /// Writes tables when the intent log fills up.
-    pub(super) async fn relieve_log(self: Rc<Self>, volume: Rc<Volume>) {
+    pub(super) async fn relieve_log(self: Rc<Self>, index: u16, volume: Rc<Volume>) {
         let Some(log) = volume.intents.clone() else { return };
         loop {
             for id in log.under_pressure().await {
@@ -37,7 +38,7 @@ impl Store {
                     None => log.table_written(id, log.next_page()), // closed, for which its table was written
                 }
             }
-            if let Err(error) = self.checkpoint(&volume).await {
+            if let Err(error) = self.checkpoint(index).await {
                 tracing::error!("{}: cannot be synced: {error}", volume.folder.display());
                 self.core.shared.reports.disk_error();
                 self.ring.sleep(BEAT).await;
@@ -52,10 +53,12 @@ impl Store {
         loop {
             self.ring.sleep(BEAT).await;
             beat = beat.wrapping_add(1);
-            self.look_at_health();
             self.close_idle();
-            if beat.is_multiple_of(CHECKPOINT_BEATS) {
-                self.checkpoint_all();
+            if self.core.is_first() {
+                self.look_at_health().await;
+                if beat.is_multiple_of(CHECKPOINT_BEATS) {
+                    self.checkpoint_all();
+                }
             }
             if beat.is_multiple_of(SPACE_BEATS) {
                 if self.core.is_first() {
@@ -66,18 +69,29 @@ impl Store {
         }
     }
 
-    fn look_at_health(&self) {
+    /// Judges of each disk by what all cores have under way there.
+    async fn look_at_health(&self) {
         let now = self.ring.now();
-        for volume in self.volumes.borrow().iter().filter(|volume| volume.is_usable()) {
-            match volume.health.look(now) {
-                Some(Change::Hangs) => {
-                    tracing::error!("{}: the disk does not answer; left alone until it does", volume.folder.display());
-                    self.core.shared.reports.disk_error();
-                }
-                Some(Change::Works) => tracing::warn!("{}: the disk answers again", volume.folder.display()),
-                None => {}
+        let of_cores = self.core.ask_all(move |server| async move { server.store.loads(now) }).await;
+        for (index, volume) in self.volumes.borrow().iter().enumerate().filter(|(_, volume)| volume.is_usable()) {
+            let load =
+                of_cores.iter().filter_map(|volumes| volumes.get(index).copied()).fold(Load::default(), Load::and);
+            let hangs = load.hangs(now);
+            if !volume.set_hangs(hangs) {
+                continue;
+            }
+            if hangs {
+                tracing::error!("{}: the disk does not answer; left alone until it does", volume.folder.display());
+                self.core.shared.reports.disk_error();
+            } else {
+                tracing::warn!("{}: the disk answers again", volume.folder.display());
             }
         }
+    }
+
+    /// What this core has under way on each volume.
+    fn loads(&self, now: Instant) -> Vec<Load> {
+        self.volumes.borrow().iter().map(|volume| volume.health.load(now)).collect()
     }
 
     pub(crate) fn look_at_all_space(self: &Rc<Self>) {
@@ -112,7 +126,7 @@ impl Store {
         *self.duplicates.borrow_mut() = rest;
         for duplicate in due {
             let volume = self.volume(duplicate.place.volume);
-            if self.core.place(duplicate.id) == Some(duplicate.place) || volume.intents.is_none() {
+            if self.core.place(duplicate.id) == Some(duplicate.place) || volume.is_read_only {
                 continue;
             }
             let Duplicate { id, place, .. } = duplicate;
@@ -157,7 +171,7 @@ impl Store {
 
     fn may_scrub(&self, volume: &Volume) -> bool {
         volume.state() == VolumeState::Ready
-            && !volume.health.hangs()
+            && !volume.hangs()
             && !volume.is_marked()
             && self.settings.get().test_speed > 0.0
     }
@@ -237,7 +251,7 @@ impl Store {
             }
         }
         if sound {
-            sound = self.rest_log(&volume).await;
+            sound = self.rest_log(index, &volume).await;
         }
         Closed { sound, listable: !self.has_duplicates(index), chunks: self.core.of_volume(index) }
     }

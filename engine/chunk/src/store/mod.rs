@@ -13,7 +13,7 @@ mod listing;
 pub(crate) mod operations;
 pub(crate) mod recover;
 pub(crate) mod scratch;
-mod sync;
+pub(crate) mod sync;
 pub(crate) mod torn;
 
 use std::cell::{Cell, RefCell};
@@ -40,7 +40,7 @@ use crate::registry::Place;
 use crate::settings::{IoMode, LiveSettings};
 use crate::sums::SumTable;
 use crate::volume::Volume;
-use scratch::{SCRATCH_BLOCKS, ScratchPool, TABLE_SCRATCH_BLOCKS};
+use scratch::{ScratchPool, Shares};
 
 /// What the intent log of one volume asks for.
 pub(crate) type Repairs = BTreeMap<ChunkId, Repair>;
@@ -69,6 +69,7 @@ pub(crate) struct Store {
     pub(crate) cache: Cache,
     /// Blocks that the cache may hold.
     pub(crate) cache_blocks: usize,
+    shares: Shares,
     scratch: ScratchPool,
     table_scratch: ScratchPool,
     in_use: RefCell<BTreeMap<ChunkId, Rc<Chunk>>>,
@@ -133,6 +134,7 @@ struct OpenFile {
 impl Store {
     pub(crate) fn new(ring: &Ring, settings: Rc<LiveSettings>, core: Rc<Core>) -> Store {
         let cache_blocks = settings.get().cache_blocks(ring.free_buffers(), core.count());
+        let shares = Shares::of_cores(core.count());
         Store {
             cache: Cache::new(cache_blocks),
             cache_blocks,
@@ -145,17 +147,18 @@ impl Store {
             next_log: RefCell::default(),
             reserved: RefCell::default(),
             torn_lock: Semaphore::new(1),
-            scratch: ScratchPool::new(ring, SCRATCH_BLOCKS),
-            table_scratch: ScratchPool::new(ring, TABLE_SCRATCH_BLOCKS),
+            scratch: ScratchPool::new(ring, shares.scratch),
+            table_scratch: ScratchPool::new(ring, shares.tables),
+            shares,
             in_use: RefCell::default(),
             stops: Cell::new(false),
             moves_here: Cell::new(0),
         }
     }
 
-    /// Buffers that are kept aside, and not in the pool.
+    /// Buffers that are kept aside, and not in the pool: also the one that each disk's log is written from.
     pub(crate) fn kept_aside(&self) -> usize {
-        SCRATCH_BLOCKS + TABLE_SCRATCH_BLOCKS
+        self.shares.scratch + self.shares.tables + self.settings.get().folders.len()
     }
 
     pub(crate) fn volume(&self, index: u16) -> Rc<Volume> {
@@ -181,7 +184,7 @@ impl Store {
     pub(crate) fn opened(&self, id: ChunkId, version: Version) -> Option<Rc<Chunk>> {
         let in_use = self.in_use.borrow();
         let chunk = in_use.get(&id)?;
-        let works = |volume: &Volume| volume.is_usable() && !volume.health.hangs();
+        let works = |volume: &Volume| volume.is_usable() && !volume.hangs();
         let is_usable = chunk.state.borrow().as_ref().is_some_and(|open| works(&open.volume));
         if !is_usable || chunk.check(version).is_err() {
             return None;
@@ -203,7 +206,7 @@ impl Store {
 
     /// Is this chunk on a disk that does not answer?
     pub(crate) fn waits_for_hanging_disk(&self, id: ChunkId) -> bool {
-        self.core.place(id).is_some_and(|place| self.volume(place.volume).health.hangs())
+        self.core.place(id).is_some_and(|place| self.volume(place.volume).hangs())
     }
 
     fn place(&self, id: ChunkId) -> Result<Place, ChunkError> {
@@ -223,7 +226,7 @@ impl Store {
         if !volume.is_usable() {
             return Err(ChunkError::NoChunk);
         }
-        if volume.is_recovering() || volume.health.hangs() {
+        if volume.is_recovering() || volume.hangs() {
             return Err(ChunkError::Busy);
         }
         Ok(self.handle(id))
@@ -334,7 +337,7 @@ impl Store {
             writes_under_way: Vec::new(),
             next_write: 0,
         };
-        if words.version != place.version && open.volume.intents.is_some() {
+        if words.version != place.version && !open.volume.is_read_only {
             // A crash between the renaming and the writing of the header: the name is what the master was told.
             tracing::warn!(
                 "chunk {id}: header says version {}, name {}; header put right",
@@ -348,7 +351,7 @@ impl Store {
 
     /// Opens a chunk file as its volume's mode and its layout allow. Gives file, layout, blocks and alignment.
     async fn open_file(&self, volume: &Volume, path: &std::path::Path) -> Result<(File, Form, u16, u32), ChunkError> {
-        let how = OpenHow { read: true, write: volume.intents.is_some(), ..how_to_open(volume.mode()) };
+        let how = OpenHow { read: true, write: !volume.is_read_only, ..how_to_open(volume.mode()) };
         let file = self.open_as_volume_allows(volume, path, how).await?;
         let (form, blocks) = shape(file.stat().await?.size).ok_or(ChunkError::BadLength)?;
         let alignment = file.direct_alignment();
@@ -421,7 +424,7 @@ impl Store {
             }
             if !chunk.has_unwritten_sums() {
                 self.close(&chunk);
-            } else if chunk.volume().is_some_and(|volume| !volume.health.hangs()) {
+            } else if chunk.volume().is_some_and(|volume| !volume.hangs()) {
                 let store = self.clone();
                 self.ring.spawn(async move {
                     if store.write_table(&chunk).await.is_ok() && chunk.is_unused() && !chunk.has_unwritten_sums() {

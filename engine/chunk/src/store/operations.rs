@@ -148,9 +148,7 @@ impl Store {
         let last = self.last_block_after_cut(chunk, length_bytes).await;
         let last = last.inspect_err(|error| self.note_fault(chunk.id, &volume, error))?;
         let last_sum = last.as_ref().map_or(Crc(0), |(_, sum)| *sum);
-        if let Some(log) = &volume.intents {
-            log.record(Intent::Truncate { id: chunk.id, version: new, length_bytes, last_sum }).await?;
-        }
+        volume.log()?.record(Intent::Truncate { id: chunk.id, version: new, length_bytes, last_sum }).await?;
         self.change_version(chunk, new).await?;
         let cut = async {
             self.cut(chunk, length_bytes, last).await?;

@@ -15,16 +15,31 @@ use ring::{Block, Ring};
 
 use crate::volume::Volume;
 
-/// Buffers kept aside.
-pub(crate) const SCRATCH_BLOCKS: usize = 24;
-/// Those that work on one disk may hold.
-pub(crate) const SCRATCH_OF_A_DISK: usize = 8;
-/// Buffers kept aside for tables and headers, and those of them that one disk may hold.
-pub(crate) const TABLE_SCRATCH_BLOCKS: usize = 8;
-pub(crate) const TABLES_OF_A_DISK: usize = 2;
-/// Truncations of one disk at a time: each may need two.
-pub(crate) const TRUNCATIONS_OF_A_DISK: usize = 4;
-const _: () = assert!(2 * TRUNCATIONS_OF_A_DISK <= SCRATCH_OF_A_DISK && 2 * SCRATCH_OF_A_DISK < SCRATCH_BLOCKS);
+/// What one core keeps aside.
+pub(crate) struct Shares {
+    pub(crate) scratch: usize,
+    /// Those that work on one disk may hold.
+    pub(crate) scratch_of_a_disk: usize,
+    /// Buffers for tables and headers, and those of them that one disk may hold.
+    pub(crate) tables: usize,
+    pub(crate) tables_of_a_disk: usize,
+    /// Truncations of one disk at a time: each may need two.
+    pub(crate) truncations_of_a_disk: usize,
+}
+
+impl Shares {
+    /// The share of each of so many cores. One alone has 24 and 8 buffers. Two disks that hang leave some for a third.
+    pub(crate) fn of_cores(cores: usize) -> Shares {
+        let (scratch_of_a_disk, tables_of_a_disk) = ((8 / cores).max(4), (2 / cores).max(1));
+        Shares {
+            scratch: 3 * scratch_of_a_disk,
+            scratch_of_a_disk,
+            tables: 4 * tables_of_a_disk,
+            tables_of_a_disk,
+            truncations_of_a_disk: scratch_of_a_disk / 2,
+        }
+    }
+}
 
 pub(crate) struct ScratchPool {
     ring: Ring,

@@ -15,6 +15,13 @@ use crate::error::ChunkError;
 use crate::fair_lock::Hold;
 use crate::volume::Volume;
 
+/// Numbers of checkpoints of a volume: the last that began, the last that succeeded.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Checkpoints {
+    begun: u64,
+    succeeded: u64,
+}
+
 impl Store {
     /// Returns when the device has all writes to the chunk that were acknowledged before. Those who ask at the same
     /// time share a flush. Errors: `NoChunk`, `WrongVersion`, `Busy`, `Disk`.
@@ -52,36 +59,113 @@ impl Store {
         Ok(())
     }
 
-    /// Puts all that the volume's file system holds on its device, and lets the log forget what it no longer needs to
-    /// know. One call for all chunks: most systems do the same in the background at about the same pace.
-    pub(crate) async fn checkpoint(&self, volume: &Volume) -> io::Result<()> {
-        let Some(log) = &volume.intents else { return Ok(()) };
-        let written = log.tables_written();
-        if written.is_empty() {
+    /// Puts all that the volume's file system holds on its device, and lets the logs forget what they no longer need to
+    /// know. One call for all chunks of all cores: most systems do the same in the background at about the same pace.
+    /// Returns when a checkpoint that began after this was called has ended; those who wait share one.
+    pub(crate) async fn checkpoint(&self, index: u16) -> io::Result<()> {
+        self.core.ask(0, move |server| async move { server.store.checkpoint_for_all(index).await }).await
+    }
+
+    async fn checkpoint_for_all(&self, index: u16) -> io::Result<()> {
+        let volume = self.volume(index);
+        let asked_at = volume.checkpoints.get().begun;
+        let _turn = volume.checkpoint_turn.acquire(1).await;
+        let Checkpoints { begun, succeeded } = volume.checkpoints.get();
+        if succeeded > asked_at {
             return Ok(());
         }
-        log.make_durable().await?;
-        self.ring.sync_file_system(&volume.folder).await?;
-        log.tables_are_durable(written);
+        let number = begun + 1;
+        volume.checkpoints.set(Checkpoints { begun: number, succeeded });
+        // What the system is about to write may be torn by a power cut, whichever core wrote it: all logs go first.
+        let ready = self.core.ask_all(move |server| async move { server.store.prepare_checkpoint(index).await });
+        let written = ready.await.into_iter().collect::<io::Result<Vec<_>>>()?;
+        if written.iter().any(|of_core| !of_core.is_empty()) {
+            self.ring.sync_file_system(&volume.folder).await?;
+        }
+        for (core, written) in written.into_iter().enumerate().filter(|(_, written)| !written.is_empty()) {
+            self.core.tell(core, move |server| {
+                if let Some(log) = &server.store.volume(index).intents {
+                    log.tables_are_durable(written);
+                }
+            });
+        }
+        volume.checkpoints.set(Checkpoints { begun: number, succeeded: number });
         Ok(())
     }
 
+    /// The tables of this core that the system has, once the device has its log.
+    async fn prepare_checkpoint(&self, index: u16) -> io::Result<Vec<(ChunkId, u64)>> {
+        let volume = self.volume(index);
+        let Some(log) = &volume.intents else { return Ok(Vec::new()) };
+        let written = log.tables_written();
+        log.make_durable().await?;
+        Ok(written)
+    }
+
     /// `checkpoint` of each volume, side by side, since one may hang; what fails counts against the disk and is tried
-    /// again.
+    /// again. By the first core.
     pub(crate) fn checkpoint_all(self: &Rc<Self>) {
         let volumes = self.volumes.borrow().clone();
-        for volume in volumes.into_iter().filter(|volume| volume.is_usable()) {
+        for (index, volume) in volumes.into_iter().enumerate().filter(|(_, volume)| volume.is_usable()) {
             if volume.syncing.replace(true) {
                 continue;
             }
             let store = self.clone();
             self.ring.spawn(async move {
-                if let Err(error) = store.checkpoint(&volume).await {
+                if let Err(error) = store.checkpoint(index as u16).await {
                     tracing::error!("{}: cannot be synced: {error}", volume.folder.display());
                     store.core.shared.reports.disk_error();
                 }
                 volume.syncing.set(false);
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ring::Options;
+    use wire::Crc;
+
+    use super::*;
+    use crate::cores;
+    use crate::intents::record::Intent;
+    use crate::layout::BlockIndex;
+    use crate::server::Server;
+    use crate::server::tests::settings_in;
+    use crate::settings::{IoMode, Settings};
+
+    /// A chunk of the core was changed, and the system has its table.
+    async fn change_a_chunk(server: Rc<Server>) {
+        let (id, version) = (ChunkId(30 + server.core.number as u64), Version(1));
+        let log = server.store.volume(0).intents.clone().unwrap();
+        log.record(Intent::Write { id, version, block: BlockIndex::new(0).unwrap(), sum: Crc(1) }).await.unwrap();
+        log.table_written(id, log.next_page());
+    }
+
+    #[test]
+    fn a_checkpoint_makes_the_logs_of_all_cores_durable_and_settles_their_tables() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = Settings { io_mode: IoMode::Buffered, ..settings_in(folder.path(), 3) };
+        let options = Options { buffers: settings.buffers(), ..Options::default() };
+        ring::run(options, |ring| async move {
+            let (server, others, serve_others) = cores::start(&ring, settings).await.unwrap();
+            let _serves_others = ring.spawn(serve_others);
+            server.store.start(None).await.unwrap();
+            server.core.ask_all(change_a_chunk).await;
+            let of_logs = || {
+                let of_log = server.core.ask_all(|server| async move {
+                    let log = server.store.volume(0).intents.clone().unwrap();
+                    (log.tables_written().len(), log.is_durable())
+                });
+                async { <[(usize, bool); 3]>::try_from(of_log.await).unwrap() }
+            };
+            assert_eq!(of_logs().await.map(|(tables, _)| tables), [1; 3]);
+            server.core.ask(1, |server| async move { server.store.checkpoint(0).await }).await.unwrap();
+            assert_eq!(of_logs().await, [(0, true); 3]);
+            assert_eq!(server.store.volume(0).checkpoints.get().begun, 1, "one call of the system for all cores");
+            drop(others);
+        })
+        .unwrap();
     }
 }

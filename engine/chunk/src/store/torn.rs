@@ -232,4 +232,27 @@ mod tests {
         text.push_str("\n1 1\n1 1 1024\n1 1 cut 67108865\n1 1 cut\n1 1 5 6\nx 1 5\n1 x 5\n1 1 ,\n1 1 cut 5 6\n");
         assert_eq!(parse(&text), BTreeMap::from(list));
     }
+
+    #[test]
+    fn a_disk_that_is_given_up_keeps_its_list_and_stays_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = crate::server::tests::settings_in(folder.path(), 1);
+        let options = ring::Options { buffers: settings.buffers(), ..ring::Options::default() };
+        ring::run(options, |ring| async move {
+            let (server, _others, _serve_others) = crate::cores::start(&ring, settings).await.unwrap();
+            let store = &server.store;
+            store.start(None).await.unwrap();
+            let volume = store.volume(0);
+            let (path, torn) = (volume.folder.join(LIST_NAME), TornPart::Cut { length_bytes: 1 });
+            store.remember_torn(0, vec![(ChunkId(7), Torn { version: Version(1), what: torn })]).await;
+            assert!(ring.stat(&path).await.is_ok());
+            // A chunk was mended at the moment when its disk was given up.
+            assert!(volume.give_up() && !volume.give_up(), "once");
+            store.forget_torn(ChunkId(7)).await;
+            assert!(ring.stat(&path).await.is_ok(), "the disk may come back");
+            assert!(!volume.leave(), "there is nothing to bring to rest");
+            assert!(!volume.give_up() && !volume.is_ours(), "it is being taken out and stays so");
+        })
+        .unwrap();
+    }
 }

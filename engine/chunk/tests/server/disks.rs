@@ -87,6 +87,55 @@ fn a_full_disk_refuses_writes_and_keeps_what_it_has() {
 }
 
 #[test]
+fn a_disk_without_room_for_a_log_is_read_and_changed_no_more() {
+    for io_mode in [IoMode::Direct, IoMode::Buffered] {
+        let (world, bed, running, master) = world_with_chunks(io_mode);
+        let (server, control) = (world.node(bed.nodes[1].ip), world.node(bed.nodes[0].ip));
+        let in_it = bed.clone();
+        world
+            .run(control, |_| async move {
+                running.stop().await;
+                drop(master);
+                let log = in_it.nodes[1].hdd().join(".mooring_intents");
+                in_it.nodes[1].ring.unlink(&log).await.unwrap();
+            })
+            .expect("it stops");
+        // What is there already can be written over.
+        world.break_disk(server, &bed.nodes[1].hdd().join(".mooring_intents"), DiskFault::Full);
+        let in_it = bed.clone();
+        world
+            .run(control, |_| async move {
+                let (running, mut master) = in_it.one_server().await;
+                assert_eq!(master.listed.len(), 4);
+                let mut client = in_it.client(1).await;
+                assert_eq!(client.read_ok(1, 1, 0, 100_000).await, noise(1, 100_000));
+                assert_eq!(client.open_write(1, 1, &[]).await, Status::OK);
+                client.send_piece(1, 1, 0, 0, b"no").await;
+                assert_eq!(client.status().await, (1, Status::NOSPACE));
+                assert_eq!(master.truncate(2, 70_000, 2, 1).await, Status::NOSPACE);
+                assert_eq!(master.create(9, 1).await, Status::NOSPACE);
+                assert_eq!(master.set_version(3, 2, 1).await, Status::OK);
+                assert_eq!(master.delete(4, 1).await, Status::OK, "that makes room");
+                assert_eq!(in_it.client(1).await.read_ok(1, 1, 0, 100_000).await, noise(1, 100_000));
+                running.stop().await;
+            })
+            .expect("the server starts and answers");
+        world.mend_disk(server);
+        let in_it = bed.clone();
+        world
+            .run(control, |_| async move {
+                let (running, mut master) = in_it.one_server().await;
+                assert_eq!(master.listed.iter().map(|chunk| chunk.version).collect::<Vec<_>>(), [1, 1, 2]);
+                in_it.client(1).await.write(1, 1, &[], 0, b"yes").await;
+                assert_eq!(in_it.client(1).await.read_ok(1, 1, 0, 3).await, b"yes");
+                assert_eq!(master.create(9, 1).await, Status::OK);
+                running.stop().await;
+            })
+            .expect("there is room again");
+    }
+}
+
+#[test]
 fn a_chunk_that_cannot_be_made_leaves_no_file_under_its_name() {
     let (world, bed, running, mut master) = world_with_chunks(IoMode::Direct);
     let (server, control) = (world.node(bed.nodes[1].ip), world.node(bed.nodes[0].ip));
