@@ -134,6 +134,12 @@ pub fn parse(line: &[u8]) -> Result<Entry<'_>, JournalError> {
     parse_sound(rest, &behind[1..]).ok_or(JournalError::Syntax)
 }
 
+/// Reads one line of a MooseFS master, which has no checksum, without its newline.
+pub(crate) fn parse_plain(line: &[u8]) -> Option<Entry<'_>> {
+    let close = line.iter().position(|byte| *byte == b')')?;
+    parse_sound(&line[..close], &line[close + 1..])
+}
+
 fn parse_sound<'a>(before: &'a [u8], results: &[u8]) -> Option<Entry<'a>> {
     let (version, rest) = split_once(before, b':')?;
     let (timestamp, rest) = split_once(rest.strip_prefix(b" ")?, b'|')?;

@@ -13,6 +13,7 @@
 //! | lines of the journal | `journal` |
 //! | the image, and the digest of a state; whether one is whole | `image`, `verify` |
 //! | what to load and replay at start | `recovery` |
+//! | MooseFS's `metadata.mfs` and change logs, in and out | `stock` |
 //! | what clients ask, by subject | `access`, `entries`, `attributes`, `files`, `trees`, `trash`, `clients`, `locking`, `quota` |
 //! | copies of chunks and the planner | `chunks` |
 #![forbid(unsafe_code)]
@@ -45,6 +46,7 @@ pub mod recovery;
 pub mod session;
 mod snapshot;
 mod state;
+pub mod stock;
 #[cfg(test)]
 mod tests;
 mod totals;

@@ -141,6 +141,12 @@ impl Namespace {
         Ok(())
     }
 
+    /// A line that was applied elsewhere is counted.
+    pub(crate) fn skip_version(&mut self) {
+        self.state.version += 1;
+        self.lines_first = self.state.version;
+    }
+
     /// Applies the lines of a journal (or of a piece of one, cut at a line), passing over those that the state has
     /// already. Returns how many were applied.
     pub fn replay_lines(&mut self, bytes: &[u8]) -> Result<u64, ReplayError> {

@@ -22,6 +22,9 @@ pub mod quota_flags {
     pub const SOFT: u8 = 0x0F;
 }
 
+/// Grace period of a quota that a file has without one. Spec 50, 4.8.
+pub(crate) const DEFAULT_GRACE_SECONDS: u32 = 604_800;
+
 /// Limits of one kind for a directory with everything below.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {

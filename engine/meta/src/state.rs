@@ -478,6 +478,31 @@ impl State {
         edge
     }
 
+    /// For a file of MooseFS's: the entry of a trash or sustained node, newer than what its bucket holds. Without an id it
+    /// gets the next one.
+    pub(crate) fn put_detached(&mut self, inode: u32, path: &[u8], id: Option<u64>) {
+        let id = id.unwrap_or_else(|| self.take_edge_id());
+        self.add_detached(inode, path, id, None);
+    }
+
+    /// Gives all entries of directories new ids, in the order in which they stand, from the first id on.
+    /// Spec 50, 4.6 "Renumeration".
+    pub(crate) fn renumber_edges(&mut self) {
+        let mut next_id = FIRST_EDGE_ID;
+        let mut directories = vec![ROOT];
+        while let Some(directory) = directories.pop() {
+            let entries: Vec<u32> = self.children(directory).collect();
+            next_id -= entries.len() as u64;
+            for (edge, id) in entries.iter().zip(next_id..) {
+                // The new counter lies one below the last id that was given.
+                self.edges.get_mut(*edge).set_id(id + 1);
+            }
+            let below = entries.iter().rev().map(|edge| self.edges.get(*edge).child);
+            directories.extend(below.filter(|child| self.at(*child).is_directory()));
+        }
+        self.next_edge_id = next_id;
+    }
+
     /// Takes a trash or sustained file out of its bucket; it is a file without names then.
     pub(crate) fn attach(&mut self, inode: u32) {
         let edge = self.at(inode).edge;
