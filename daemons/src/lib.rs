@@ -17,3 +17,4 @@ pub mod process;
 pub mod promote;
 pub mod serve;
 pub mod signals;
+pub mod stock;

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use daemons::process::{self, CHUNKSERVER, MASTER, METALOGGER};
-use daemons::{demo, mount, probe, promote, serve};
+use daemons::{demo, mount, probe, promote, serve, stock};
 
 /// A distributed file system that takes MooseFS's place
 #[derive(Parser)]
@@ -32,6 +32,9 @@ enum Function {
     #[command(disable_version_flag = true)]
     Metalogger(process::Arguments),
     Promote(promote::Arguments),
+    Import(stock::ImportArguments),
+    Export(stock::ExportArguments),
+    Metadump(stock::DumpArguments),
     /// Mount a file system; takes the arguments of mfsmount
     #[command(disable_help_flag = true, disable_version_flag = true)]
     Mount {
@@ -77,6 +80,12 @@ struct DaemonLine {
     arguments: process::Arguments,
 }
 
+#[derive(Parser)]
+struct DumpLine {
+    #[command(flatten)]
+    arguments: stock::DumpArguments,
+}
+
 fn main() -> ExitCode {
     let mut words = std::env::args_os();
     let called_as = words.next().unwrap_or_default();
@@ -87,6 +96,7 @@ fn main() -> ExitCode {
             daemon_line::<DaemonLine>().map_or_else(|status| status, |line| chunkserver(&line.arguments))
         }
         "mfsmetalogger" => daemon_line::<DaemonLine>().map_or_else(|status| status, |line| metalogger(&line.arguments)),
+        "mfsmetadump" => daemon_line::<DumpLine>().map_or_else(|status| status, |line| stock::dump(&line.arguments)),
         "mfsmount" | "mount.moosefs" => mount::main(&words.collect::<Vec<OsString>>(), &name),
         other if other.starts_with("mfs") => not_built(other),
         _ => match Mooring::parse().function {
@@ -94,6 +104,9 @@ fn main() -> ExitCode {
             Function::Chunkserver(arguments) => chunkserver(&arguments),
             Function::Metalogger(arguments) => metalogger(&arguments),
             Function::Promote(arguments) => promote::run(&arguments),
+            Function::Import(arguments) => stock::import(&arguments),
+            Function::Export(arguments) => stock::export(&arguments),
+            Function::Metadump(arguments) => stock::dump(&arguments),
             Function::Mount { words } => mount::main(&words, "mooring mount"),
             Function::Demo(arguments) => demo::run(&arguments),
             Function::Probe(arguments) => probe::run(&arguments),

@@ -159,7 +159,8 @@ fn ago(at: u64) -> String {
     }
 }
 
-fn refuse_other_metadata(to: &Path) -> Result<(), String> {
+/// Errors: the folder holds metadata, which nothing of ours overwrites.
+pub(crate) fn refuse_other_metadata(to: &Path) -> Result<(), String> {
     let entries = match fs::read_dir(to) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(format!("{}: {error}", to.display())),
