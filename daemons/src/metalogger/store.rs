@@ -402,24 +402,37 @@ fn is_journal(name: &str) -> bool {
     (name.starts_with("changelog_ml.") || name.starts_with("changelog_ml_back.")) && name.ends_with(".mfs")
 }
 
-/// Lines of our masters have checksums, which must fit; those of MooseFS's have none. `has_sums`: a line before had one.
-fn is_sound(line: &[u8], has_sums: &mut bool) -> bool {
+/// What a line's checksum says of it.
+enum Sum {
+    Fits,
+    /// As in the lines of MooseFS's masters.
+    None,
+    /// What stands at its place does not fit: a damaged line of ours, or one of MooseFS's with a name such as
+    /// `#0123ABCD` at the end.
+    Other,
+}
+
+/// `None`: the line is no line.
+fn sum_of_line(line: &[u8]) -> Option<Sum> {
     match meta::journal::parse(line) {
-        Ok(_) | Err(JournalError::Syntax) => {
-            *has_sums = true;
-            true
-        }
-        Err(JournalError::NoChecksum) => !*has_sums,
-        Err(JournalError::Checksum { .. } | JournalError::Torn) => false,
+        Ok(_) | Err(JournalError::Syntax) => Some(Sum::Fits),
+        Err(JournalError::NoChecksum) => Some(Sum::None),
+        Err(JournalError::Checksum { .. }) => Some(Sum::Other),
+        Err(JournalError::Torn) => None,
     }
 }
 
 /// The numbers of a journal file's sound lines as far as they rise by one, and the bytes of those lines.
+///
+/// Lines of our masters have checksums, which must fit; those of MooseFS's have none. Whose lines they are shows by the
+/// first whose checksum fits: until then what looks like a checksum may be a part of a name.
 async fn scan(file: &File) -> io::Result<(Option<Range>, u64)> {
     let mut range: Option<Range> = None;
     let (mut sound_bytes, mut offset) = (0, 0);
     let mut rest = Vec::new();
     let mut has_sums = false;
+    // What was sound in front of the first line that is damaged if the lines have checksums.
+    let mut if_ours: Option<(Option<Range>, u64)> = None;
     loop {
         let (read, piece) = file.read_at(vec![0; PIECE_BYTES], offset).await;
         let count = read?;
@@ -431,9 +444,16 @@ async fn scan(file: &File) -> io::Result<(Option<Range>, u64)> {
         let mut used = 0;
         while let Some(end) = rest[used..].iter().position(|byte| *byte == b'\n') {
             let line = &rest[used..used + end];
-            let Some(number) = meta::journal::line_version(line).filter(|_| is_sound(line, &mut has_sums)) else {
+            let (Some(number), Some(sum)) = (meta::journal::line_version(line), sum_of_line(line)) else {
                 return Ok((range, sound_bytes));
             };
+            match (sum, if_ours) {
+                (Sum::Fits, Some(sound)) => return Ok(sound),
+                (Sum::Fits, None) => has_sums = true,
+                (Sum::None | Sum::Other, _) if has_sums => return Ok((range, sound_bytes)),
+                (Sum::Other, None) => if_ours = Some((range, sound_bytes)),
+                (Sum::None | Sum::Other, _) => {}
+            }
             range = match range {
                 None => Some(Range { first: number, last: number }),
                 Some(Range { first, last }) if number == last + 1 => Some(Range { first, last: number }),
@@ -498,4 +518,50 @@ pub(super) async fn check_image(ring: &Ring, path: &Path) -> Result<Front, Strin
         }
     }
     Ok(front)
+}
+
+#[cfg(test)]
+mod tests {
+    use ring::sim::{Settings, World};
+
+    use super::*;
+
+    /// First, last and bytes of the sound lines of a file with these lines.
+    fn scanned(lines: &str) -> (Option<(u64, u64)>, u64) {
+        let world = World::new(1, Settings::default());
+        let node = world.node(std::net::Ipv4Addr::new(10, 0, 0, 1));
+        let bytes = lines.as_bytes().to_vec();
+        world
+            .run(node, |ring| async move {
+                ring.write_file_durably(Path::new("/log"), 0o644, bytes).await.unwrap();
+                let file = ring.open(Path::new("/log"), OpenHow::read()).await.unwrap();
+                let (range, sound_bytes) = scan(&file).await.unwrap();
+                (range.map(|range| (range.first, range.last)), sound_bytes)
+            })
+            .unwrap()
+    }
+
+    /// A line of our master: any sum fits something, so it is looked for.
+    fn of_ours(version: u64) -> String {
+        let line = |sum: u32| format!("{version}: 1700000000|ACCESS(1,#{sum:08X})\n");
+        let Err(JournalError::Checksum { computed, .. }) = meta::journal::parse(line(0).trim_end().as_bytes()) else {
+            panic!("zero does not fit");
+        };
+        line(computed)
+    }
+
+    #[test]
+    fn names_that_look_like_checksums_are_no_damage_in_a_journal_of_moosefs() {
+        let lines = "7: 1700000000|UNLINK(1,#6B0E5F7A):5\n8: 1700000000|UNLINK(1,b):6\n9: 1700000001|ACCESS(1)\n";
+        assert_eq!(scanned(lines), (Some((7, 9)), lines.len() as u64));
+    }
+
+    #[test]
+    fn a_damaged_first_line_of_ours_is_found_by_the_second() {
+        let first = of_ours(7).replace("ACCESS(1", "ACCESS(2");
+        assert_eq!(scanned(&format!("{first}{}", of_ours(8))), (None, 0));
+        let (one, three) = (of_ours(7), of_ours(9));
+        let two = of_ours(8).replace("ACCESS(1", "ACCESS(3");
+        assert_eq!(scanned(&format!("{one}{two}{three}")), (Some((7, 7)), one.len() as u64));
+    }
 }
