@@ -92,7 +92,7 @@ async fn list(ring: &Ring, folder: &Path) -> Result<(Vec<String>, Headers, bool)
 pub(crate) async fn examine(ring: &Ring, settings: &Settings) -> Result<Plan, MasterError> {
     let (names, headers, _) = list(ring, &settings.data_path).await?;
     let found = find(ring, settings, &names, headers).await?;
-    let known = known(ring, settings).await;
+    let known = known(ring, settings).await?;
     plan(&found.images, &found.journals, &known, settings.lose_changes_from).map_err(refused)
 }
 
@@ -166,7 +166,7 @@ fn refused(refusal: meta::recovery::Refusal) -> MasterError {
 async fn recover(ring: &Ring, settings: &Settings, names: &[String], headers: Headers) -> Result<Loaded, MasterError> {
     let folder = &settings.data_path;
     let Found { images, loaded, journals } = find(ring, settings, names, headers).await?;
-    let known = known(ring, settings).await;
+    let known = known(ring, settings).await?;
     let plan = plan(&images, &journals, &known, settings.lose_changes_from).map_err(refused)?;
     for remark in &plan.remarks {
         warn!("recovery: {remark}");
@@ -227,16 +227,35 @@ async fn recover(ring: &Ring, settings: &Settings, names: &[String], headers: He
 
 /// Which file system's folder this is, and how far its metadata came before. Design: an older image than the cluster
 /// has seen, or one of another cluster, is refused.
-async fn known(ring: &Ring, settings: &Settings) -> Known {
-    let Ok(bytes) = ring.read_file(&settings.data_path.join(SEEN)).await else { return Known::default() };
-    let text = String::from_utf8_lossy(&bytes).into_owned();
-    let mut words = text.split_whitespace();
-    let meta_id = words.next().and_then(|word| u64::from_str_radix(word, 16).ok()).map(MetaId);
-    let version_seen = words.next().and_then(|word| word.parse().ok()).unwrap_or(0);
-    match settings.accept_metaid {
-        Some(accepted) if meta_id != Some(accepted) => Known { meta_id: Some(accepted), version_seen: 0 },
-        _ => Known { meta_id, version_seen },
-    }
+///
+/// Errors: the file is there and cannot be read or understood. That is not the same as none: an old image would pass.
+async fn known(ring: &Ring, settings: &Settings) -> Result<Known, MasterError> {
+    let path = settings.data_path.join(SEEN);
+    let unclear = |why: String| {
+        MasterError::Recovery(format!(
+            "{}, which tells how far the metadata came, {why}: an image that is too old could not be noticed. If this \
+             folder holds the newest metadata that there are, remove that file and start again",
+            path.display()
+        ))
+    };
+    let known = match ring.read_file(&path).await {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Known::default(),
+        Err(error) => return Err(unclear(format!("cannot be read ({error})"))),
+        Ok(bytes) => {
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            let mut words = text.split_whitespace();
+            let meta_id = words.next().and_then(|word| u64::from_str_radix(word, 16).ok());
+            let version_seen = words.next().and_then(|word| word.parse().ok());
+            let (Some(meta_id), Some(version_seen)) = (meta_id, version_seen) else {
+                return Err(unclear("is damaged".to_owned()));
+            };
+            Known { meta_id: Some(MetaId(meta_id)), version_seen }
+        }
+    };
+    Ok(match settings.accept_metaid {
+        Some(accepted) if known.meta_id != Some(accepted) => Known { meta_id: Some(accepted), version_seen: 0 },
+        _ => known,
+    })
 }
 
 /// Names that MooseFS takes for images, too: `metadata` and more.

@@ -695,6 +695,29 @@ fn metadata_older_than_those_seen_before_are_refused_until_a_person_decides() {
 }
 
 #[test]
+fn a_damaged_note_of_how_far_the_metadata_came_is_not_taken_for_none() {
+    let scene = Scene::new(16);
+    scene.stop();
+    let write = |bytes: &'static [u8]| {
+        let note = Path::new("/data/.metadata.seen");
+        let written = scene.world.run(scene.master, move |ring| async move {
+            ring.write_file_durably(note, 0o644, bytes.to_vec()).await.unwrap();
+        });
+        assert!(written.is_some());
+    };
+    for damaged in [&b""[..], b"0123", b"xyz 17", b"0123 many"] {
+        write(damaged);
+        let text = scene.refused_start();
+        assert!(text.contains("/data/.metadata.seen") && text.contains("remove that file"), "{text}");
+    }
+    let removed = scene.world.run(scene.master, |ring| async move {
+        ring.unlink(Path::new("/data/.metadata.seen")).await.unwrap();
+    });
+    assert!(removed.is_some());
+    scene.start();
+}
+
+#[test]
 fn metadata_of_another_file_system_are_refused_until_a_person_decides() {
     let mut scene = Scene::new(15);
     scene.play(21, |ring| async move { Peer::mount(&ring).await.create("file").await.unwrap() });
