@@ -31,6 +31,8 @@ use super::recovery::{WRAPPED_HEAD_BYTES, WRAPPED_TAIL};
 use crate::connection::{KeepAlive, Outbox, PacketReader, write_out};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// A logger that does not take the last lines of a master that stops is waited for that long.
+const FAREWELL_WAIT: Duration = Duration::from_secs(5);
 
 /// Those who follow the journal.
 #[derive(Default)]
@@ -120,6 +122,7 @@ pub(super) async fn serve(master: Shared, stream: Stream) {
     let outbox = Outbox::new();
     let id = master.with(|core, _| core.number());
     let writer = master.ring.spawn(write_out(master.ring.clone(), stream.clone(), outbox.clone()));
+    let socket = stream.clone();
     let mut reader = PacketReader::new(master.ring.clone(), stream, METALOGGER_BYTES_MAX, TIMEOUT);
     let mut download = Download::default();
     let mut registered = false;
@@ -152,8 +155,19 @@ pub(super) async fn serve(master: Shared, stream: Stream) {
     };
     outbox.close();
     warn!(metalogger = %peer, %reason, "metalogger disconnected");
+    if master.ring.timeout(TIMEOUT, writer).await.is_err() {
+        socket.shutdown(); // it does not read: what it misses it will ask for
+    }
     master.with(|core, _| core.loggers.following.retain(|(other, _)| *other != id));
-    writer.await;
+}
+
+/// At a stop, with every line durable: the loggers get what is still on its way to them, and their connections end.
+pub(super) async fn let_go(master: &Shared) {
+    master.core.borrow().loggers.close_all();
+    let until = master.ring.now() + FAREWELL_WAIT;
+    while master.core.borrow().loggers.len() > 0 && master.ring.now() < until {
+        master.ring.sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// From now on the logger hears of every line; first of those that it missed.

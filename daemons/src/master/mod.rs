@@ -188,6 +188,7 @@ async fn stop(master: &Shared, writer: ring::JoinHandle<()>) {
     });
     master.journal_wake.notify_one();
     writer.await;
+    metalogger::let_go(master).await;
     // As MooseFS does: without an image there is no clean stop. Spec 42, C.4.
     loop {
         match images::save_at_stop(master).await {

@@ -372,3 +372,28 @@ fn lines_behind_a_rotten_one_are_kept() {
     assert_eq!(moved.len(), before.len(), "nothing of it was cut off");
     assert_eq!(scene.kept(), scene.at_the_master("/data"));
 }
+
+#[test]
+fn a_master_that_is_stopped_hands_over_its_last_changes() {
+    for seed in 100..120 {
+        let mut scene = Scene::new(seed);
+        scene.start_master("/data");
+        scene.start_logger();
+        scene.change(3);
+        let writing = scene.world.spawn(scene.logger, |ring| async move {
+            let mut mount = Peer::mount(&ring).await;
+            for number in 0.. {
+                if mount.create(&format!("late{number}")).await.is_err() {
+                    break;
+                }
+            }
+        });
+        scene.world.run_for(Duration::from_millis(20 + seed));
+        let (master, wishes) = scene.masters.take().unwrap();
+        drop(wishes);
+        assert!(scene.world.run_until(|| master.is_finished()));
+        writing.abort();
+        scene.world.run_for(Duration::from_secs(2));
+        assert_eq!(scene.kept(), scene.at_the_master("/data"), "seed {seed}");
+    }
+}
