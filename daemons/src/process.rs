@@ -448,8 +448,10 @@ fn apply_limits(config: &Config, keep_core_limit: bool) {
     }
     // Registered buffers of io_uring count as locked memory on older kernels.
     let _ = rustix::process::setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None });
+    // As it is used: the room of a cache is not all taken at once.
+    let flags = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
     if config.boolean("LOCK_MEMORY", false)
-        && let Err(error) = rustix::mm::mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE)
+        && let Err(error) = rustix::mm::mlockall(flags)
     {
         warn!("can't lock memory: {error}");
     }

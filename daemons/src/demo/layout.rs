@@ -257,6 +257,10 @@ BIND_HOST = {ip}
 CSSERV_LISTEN_HOST = {ip}
 CSSERV_LISTEN_PORT = {port}
 
+# several chunkservers share this machine
+BLOCK_CACHE_MIB = 64
+CORES = 1
+
 RING_DRIVER = {driver}
 ",
             user = modest(as_root),
@@ -313,6 +317,7 @@ mod tests {
         let chunkserver = read("mfschunkserver-2.cfg");
         assert_eq!(chunkserver.optional("CSSERV_LISTEN_HOST"), Some("127.0.0.3"));
         assert_eq!(chunkserver.optional("MASTER_PORT"), Some("9420"));
+        assert_eq!(chunkserver.optional("BLOCK_CACHE_MIB"), Some("64"));
         assert_eq!(chunkserver.optional("RING_DRIVER"), Some("epoll"));
     }
 

@@ -31,7 +31,7 @@ fn main() {
             "dontcache" => IoMode::DontCache,
             _ => IoMode::Buffered,
         },
-        cores: std::env::var("CORES").map_or(1, |cores| cores.parse().unwrap()),
+        cores: std::env::var("CORES").map_or(0, |cores| cores.parse().unwrap()),
         block_cache_mib: std::env::var("BLOCK_CACHE_MIB").map_or(64, |mib| mib.parse().unwrap()),
         ..Settings::new(PathBuf::from(data_path), parse_folders(&folders.join("\n")))
     };

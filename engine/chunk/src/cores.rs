@@ -33,8 +33,10 @@ use crate::settings::Settings;
 use crate::store::balance::Moving;
 use crate::store::torn::TornChunks;
 
-/// More cores than this were never measured.
+/// As many cores as a server may be told to have.
 pub(crate) const CORES_MAX: usize = 8;
+/// As many as it takes unless it is told: more were never measured.
+const CORES_BY_ITSELF_MAX: usize = 4;
 
 /// Something that another core is to do. It must not block.
 type Message = Box<dyn FnOnce(&Rc<Server>) + Send>;
@@ -232,7 +234,7 @@ pub(crate) struct Others {
 /// How many cores a server gets; in the simulation, one.
 pub(crate) fn count(settings: &Settings) -> usize {
     match settings.cores {
-        0 => thread::available_parallelism().map_or(1, usize::from).min(CORES_MAX),
+        0 => thread::available_parallelism().map_or(1, usize::from).min(CORES_BY_ITSELF_MAX),
         cores => cores.min(CORES_MAX),
     }
 }

@@ -68,7 +68,7 @@ pub struct Settings {
     pub rebalance_moves: u32,
     /// MB/s of all copies from other chunkservers together; 0 = no limit.
     pub replication_speed: f64,
-    /// Threads that serve, each with its share of the chunks; 0 = as many as this process may run on, at most 8.
+    /// Threads that serve, each with its share of the chunks, at most 8; 0 = as many as this process may run on, at most 4.
     pub cores: usize,
     pub io_mode: IoMode,
     pub durability: Durability,
@@ -162,7 +162,7 @@ impl Settings {
             rebalance_percent: 20,
             rebalance_moves: 0,
             replication_speed: 0.0,
-            cores: 1,
+            cores: 0,
             io_mode: IoMode::Direct,
             durability: Durability::Written,
             block_cache_mib: 64,
@@ -203,6 +203,7 @@ impl LiveSettings {
         keep(&mut new.io_mode, &old.io_mode, "HDD_IO_MODE", &mut kept);
         keep(&mut new.durability, &old.durability, "DURABILITY", &mut kept);
         keep(&mut new.cores, &old.cores, "CORES", &mut kept);
+        keep(&mut new.block_cache_mib, &old.block_cache_mib, "BLOCK_CACHE_MIB", &mut kept);
         keep(&mut new.file_mode, &old.file_mode, "FILE_UMASK", &mut kept);
         new.folder_mode = old.folder_mode;
         *self.now.borrow_mut() = Rc::new(new);
