@@ -44,7 +44,7 @@ pub(super) struct Loaded {
 pub(super) async fn load(ring: &Ring, settings: &Settings) -> Result<Loaded, MasterError> {
     let folder = &settings.data_path;
     gone_is_fine(ring.unlink(&folder.join(TEMPORARY)).await)?;
-    let (names, headers, asks_for_new) = list(ring, folder).await?;
+    let Listed { names, headers, asks_for_new, of_moosefs } = list(ring, folder).await?;
     let has_images = headers.iter().any(|(_, header)| header.is_some());
     let has_journal = names.iter().any(|name| is_journal(name));
     if asks_for_new && has_images {
@@ -58,14 +58,23 @@ pub(super) async fn load(ring: &Ring, settings: &Settings) -> Result<Loaded, Mas
     if asks_for_new || (settings.new_file_system && headers.is_empty() && !has_journal) {
         return make_new(ring, settings).await;
     }
-    recover(ring, settings, &names, headers).await
+    recover(ring, settings, &names, headers, &of_moosefs).await
 }
 
 type Headers = Vec<(String, Option<ImageHeader>)>;
 
-/// All files of a folder, those that are named as images with what their first bytes say, and whether one of them asks
-/// for a new file system.
-async fn list(ring: &Ring, folder: &Path) -> Result<(Vec<String>, Headers, bool), MasterError> {
+/// What lies in a folder.
+struct Listed {
+    names: Vec<String>,
+    /// Files that are named as images, with what their first bytes say.
+    headers: Headers,
+    /// One of them asks for a new file system.
+    asks_for_new: bool,
+    /// Those that a MooseFS master wrote, with their versions. They are among `headers`, without header.
+    of_moosefs: Vec<(String, u64)>,
+}
+
+async fn list(ring: &Ring, folder: &Path) -> Result<Listed, MasterError> {
     let mut names: Vec<String> = ring
         .list(folder)
         .await?
@@ -77,23 +86,57 @@ async fn list(ring: &Ring, folder: &Path) -> Result<(Vec<String>, Headers, bool)
 
     let mut asks_for_new = false;
     let mut headers: Headers = Vec::new();
+    let mut of_moosefs = Vec::new();
     for name in names.iter().filter(|name| is_image(name)) {
         let (first, size) = first_bytes(ring, &folder.join(name)).await?;
         if name == CLEAN && size == NEW.len() as u64 && first == NEW {
             asks_for_new = true;
             continue;
         }
+        if let Some(version) = version_of_moosefs(&first) {
+            of_moosefs.push((name.clone(), version));
+        }
         headers.push((name.clone(), header(&first)));
     }
-    Ok((names, headers, asks_for_new))
+    Ok(Listed { names, headers, asks_for_new, of_moosefs })
 }
 
 /// What a start from this folder would do. Changes nothing. Errors: `Recovery` says why it would be refused.
 pub(crate) async fn examine(ring: &Ring, settings: &Settings) -> Result<Plan, MasterError> {
-    let (names, headers, _) = list(ring, &settings.data_path).await?;
+    let Listed { names, headers, of_moosefs, .. } = list(ring, &settings.data_path).await?;
     let found = find(ring, settings, &names, headers).await?;
+    decide(ring, settings, &found.images, &found.journals, &of_moosefs).await
+}
+
+/// What to load and replay. Files of a MooseFS master are not ours to load; but where they are all there is, or newer than
+/// what we have, a start would be a new file system or an old one. Errors: `Recovery` says what to do.
+async fn decide(
+    ring: &Ring,
+    settings: &Settings,
+    images: &[ImageFacts],
+    journals: &[JournalFacts],
+    of_moosefs: &[(String, u64)],
+) -> Result<Plan, MasterError> {
+    let newest = of_moosefs.iter().max_by_key(|(_, version)| *version);
+    let folder = settings.data_path.display();
+    if let Some((name, _)) = newest.filter(|_| images.iter().all(|image| image.header.is_none())) {
+        return Err(MasterError::Recovery(format!(
+            "{folder}/{name} is the metadata of a MooseFS master. Stop that master if it runs, then make ours of it with \
+             `mooring import {folder} --to NEW_FOLDER`, and start with DATA_PATH = NEW_FOLDER; the files here stay as \
+             they are"
+        )));
+    }
     let known = known(ring, settings).await?;
-    plan(&found.images, &found.journals, &known, settings.lose_changes_from).map_err(refused)
+    let plan = plan(images, journals, &known, settings.lose_changes_from).map_err(refused)?;
+    if let Some((name, version)) = newest.filter(|(_, version)| *version > plan.to) {
+        return Err(MasterError::Recovery(format!(
+            "{folder}/{name}, which a MooseFS master wrote, reaches change {version}, our metadata beside it change {}: \
+             they would be an old copy. To go on with what MooseFS wrote, `mooring import {folder}/{name} --to \
+             NEW_FOLDER` and start with DATA_PATH = NEW_FOLDER; to go on with ours, move {name} away",
+            plan.to
+        )));
+    }
+    Ok(plan)
 }
 
 /// A new file system, with an image from the start.
@@ -163,11 +206,16 @@ fn refused(refusal: meta::recovery::Refusal) -> MasterError {
     MasterError::Recovery(format!("the metadata cannot be recovered: {refusal}"))
 }
 
-async fn recover(ring: &Ring, settings: &Settings, names: &[String], headers: Headers) -> Result<Loaded, MasterError> {
+async fn recover(
+    ring: &Ring,
+    settings: &Settings,
+    names: &[String],
+    headers: Headers,
+    of_moosefs: &[(String, u64)],
+) -> Result<Loaded, MasterError> {
     let folder = &settings.data_path;
     let Found { images, loaded, journals } = find(ring, settings, names, headers).await?;
-    let known = known(ring, settings).await?;
-    let plan = plan(&images, &journals, &known, settings.lose_changes_from).map_err(refused)?;
+    let plan = decide(ring, settings, &images, &journals, of_moosefs).await?;
     for remark in &plan.remarks {
         warn!("recovery: {remark}");
     }
@@ -286,6 +334,15 @@ async fn first_bytes(ring: &Ring, path: &Path) -> Result<(Vec<u8>, u64), MasterE
 fn header(first: &[u8]) -> Option<ImageHeader> {
     let bytes = if is_wrapped(first) { &first[WRAPPED_HEAD_BYTES as usize..] } else { first };
     ImageHeader::decode(bytes).ok()
+}
+
+/// The version of an image that a MooseFS master wrote; 0 if its file is too old to tell. Spec 50, 2.
+fn version_of_moosefs(first: &[u8]) -> Option<u64> {
+    if !first.starts_with(b"MFSM ") || first == NEW || is_wrapped(first) {
+        return None;
+    }
+    let version = first.get(8..16).and_then(|bytes| bytes.first_chunk()).map(|bytes| u64::from_be_bytes(*bytes));
+    Some(version.filter(|_| first[5] >= b'2').unwrap_or(0))
 }
 
 fn is_wrapped(first: &[u8]) -> bool {

@@ -695,6 +695,36 @@ fn metadata_older_than_those_seen_before_are_refused_until_a_person_decides() {
 }
 
 #[test]
+fn what_a_moosefs_master_wrote_is_neither_ignored_nor_taken_for_nothing() {
+    let scene = Scene::new(17);
+    scene.stop();
+    let of_moosefs = |version: u64| {
+        let bytes = [b"MFSM 2.0".as_slice(), &version.to_be_bytes(), &7u64.to_be_bytes(), b"SESS 1.2"].concat();
+        let written = scene.world.run(scene.master, move |ring| async move {
+            ring.write_file_durably(Path::new("/data/metadata.mfs.back"), 0o644, bytes).await.unwrap();
+        });
+        assert!(written.is_some());
+    };
+    of_moosefs(1_000_000);
+    let text = scene.refused_start();
+    assert!(text.contains("reaches change 1000000") && text.contains("mooring import"), "{text}");
+    of_moosefs(1);
+    scene.start(); // older than ours
+    scene.stop();
+    let removed = scene.world.run(scene.master, |ring| async move {
+        for entry in ring.list(Path::new("/data")).await.unwrap() {
+            if entry.name != "exports" {
+                ring.unlink(&Path::new("/data").join(entry.name)).await.unwrap();
+            }
+        }
+    });
+    assert!(removed.is_some());
+    of_moosefs(5);
+    let text = scene.refused_start();
+    assert!(text.contains("mooring import /data --to") && text.contains("MooseFS master"), "{text}");
+}
+
+#[test]
 fn a_damaged_note_of_how_far_the_metadata_came_is_not_taken_for_none() {
     let scene = Scene::new(16);
     scene.stop();
