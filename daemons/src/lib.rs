@@ -10,7 +10,6 @@ mod connection;
 pub mod demo;
 pub mod logging;
 pub mod master;
-mod memory;
 pub mod metalogger;
 pub mod mount;
 pub mod probe;

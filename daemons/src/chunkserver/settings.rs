@@ -8,14 +8,9 @@ use chunk::folders::{parse_folders, parse_labels};
 use chunk::settings::{Durability, IoMode, Settings};
 
 use crate::config::{self, Config};
-use crate::memory;
 
 /// The largest block cache, in MiB: 256 GiB.
 const BLOCK_CACHE_MIB_MAX: u32 = 256 << 10;
-/// What it is unless it is set: 1/16 of the memory, within these bounds.
-const BLOCK_CACHE_SHARE_OF_MEMORY: u64 = 16;
-const BLOCK_CACHE_MIB_DEFAULT_MIN: u32 = 64;
-const BLOCK_CACHE_MIB_DEFAULT_MAX: u32 = 2048;
 const CORES_MAX: u32 = 8;
 
 /// Settings of a chunkserver. Errors: a sentence for the person who wrote the configuration.
@@ -58,20 +53,13 @@ pub fn from_config(config: &Config) -> Result<Settings, String> {
         cores: config.number("CORES", defaults.cores as u32, 0..=CORES_MAX) as usize,
         io_mode: io_mode(config)?,
         durability: durability(config)?,
-        block_cache_mib: config.number("BLOCK_CACHE_MIB", block_cache_mib(memory::mib()), 0..=BLOCK_CACHE_MIB_MAX),
+        block_cache_mib: config.number("BLOCK_CACHE_MIB", defaults.block_cache_mib, 0..=BLOCK_CACHE_MIB_MAX),
         file_mode: 0o666 & !umask,
         folder_mode: 0o777 & !umask,
         resolve,
         options: config.values().clone(),
         ..defaults
     })
-}
-
-/// What the cache may take if nobody says it: a part of the memory that we may use. It takes it block by block, when
-/// blocks are read.
-fn block_cache_mib(memory_mib: Option<u64>) -> u32 {
-    let share = memory_mib.map_or(0, |mib| mib / BLOCK_CACHE_SHARE_OF_MEMORY);
-    share.clamp(u64::from(BLOCK_CACHE_MIB_DEFAULT_MIN), u64::from(BLOCK_CACHE_MIB_DEFAULT_MAX)) as u32
 }
 
 fn leave_space(config: &Config) -> u64 {
@@ -152,12 +140,6 @@ fn resolve(host: &str) -> io::Result<Vec<Ipv4Addr>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_cache_takes_a_sixteenth_of_the_memory_within_bounds() {
-        let cases = [None, Some(512), Some(16 << 10), Some(24 << 10), Some(1 << 20)];
-        assert_eq!(cases.map(block_cache_mib), [64, 64, 1024, 1536, 2048]);
-    }
 
     #[test]
     fn the_speed_of_the_test_may_come_from_its_old_option() {

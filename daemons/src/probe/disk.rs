@@ -73,6 +73,14 @@ fn rotational(in_sysfs: &Path) -> Option<bool> {
     }
 }
 
+/// Memory of this machine in MiB, if /proc/meminfo says it.
+pub(crate) fn memory_mib() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kib >> 10)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -83,7 +83,7 @@ async fn probe_all(ring: Ring, arguments: &Arguments, interrupted: Arc<AtomicBoo
         }
     }
     if !probed.is_empty() {
-        print!("{}", proposal::lines(&probed, ring.driver_name() == "uring"));
+        print!("{}", proposal::lines(&probed, disk::memory_mib(), ring.driver_name() == "uring"));
     }
     probed.len() == arguments.folders.len()
 }

@@ -12,6 +12,8 @@ const HEADS_MICROS: u32 = 2000;
 const FASTER_THAN_SATA_MB: f64 = 600.0;
 /// What a small read of NVMe flash stays below.
 const NVME_READ_MICROS: u32 = 150;
+/// Memory that the proposal gives to the block cache at most.
+const SHARE_OF_MEMORY: u64 = 8;
 /// A flush that takes longer than this makes `synced` felt.
 const SLOW_FLUSH_MICROS: u32 = 5000;
 /// Chunk files of the aligned layout have their data at a multiple of this. Spec 21, 2.
@@ -48,8 +50,8 @@ impl Kind {
 }
 
 /// Lines to be pasted, with the reasons as comments. `probed`: at least one; a chunkserver has one profile for all its
-/// disks, so the slowest decides.
-pub(super) fn lines(probed: &[Probed], has_io_uring: bool) -> String {
+/// disks, so the slowest decides. `memory_mib`: of the machine, if it is known.
+pub(super) fn lines(probed: &[Probed], memory_mib: Option<u64>, has_io_uring: bool) -> String {
     let slowest = probed.iter().min_by_key(|one| (Kind::of(one), one.figures.read_latency_micros.wrapping_neg()));
     let slowest = slowest.expect("at least one was measured");
     let name = Kind::of(slowest).name();
@@ -67,6 +69,10 @@ pub(super) fn lines(probed: &[Probed], has_io_uring: bool) -> String {
     {
         let _ = writeln!(text, "# {} takes no direct IO aligned to {ALIGNMENT_MAX} bytes.", one.folder.display());
         text.push_str("HDD_IO_MODE = buffered\n");
+    }
+    let cache_max = memory_mib.map_or(u64::MAX, |mib| mib / SHARE_OF_MEMORY);
+    if u64::from(profile.number::<u32>("BLOCK_CACHE_MIB", 0, 0..=u32::MAX)) > cache_max {
+        let _ = writeln!(text, "# 1/{SHARE_OF_MEMORY} of this machine's memory.\nBLOCK_CACHE_MIB = {cache_max}");
     }
     for one in probed {
         if one.disk.is_memory() {
@@ -114,7 +120,7 @@ mod tests {
 
     #[test]
     fn the_kind_of_disk_follows_from_what_it_does() {
-        let kind = |micros, mb| setting(&lines(&[probed("/d", micros, mb)], true), "TUNING_PROFILE");
+        let kind = |micros, mb| setting(&lines(&[probed("/d", micros, mb)], Some(64 << 10), true), "TUNING_PROFILE");
         assert_eq!([kind(8000, 50.0), kind(100, 500.0), kind(80, 2500.0)], ["hdd", "ssd", "nvme"]);
         assert_eq!(kind(500, 2500.0), "ssd", "a fast bus with slow reads is no NVMe");
     }
@@ -123,26 +129,26 @@ mod tests {
     fn what_the_kernel_calls_rotational_is_no_nvme_and_not_spinning_for_that() {
         let mut virtual_disk = probed("/d", 80, 2500.0);
         virtual_disk.disk.rotational = Some(true);
-        assert_eq!(setting(&lines(&[virtual_disk], true), "TUNING_PROFILE"), "ssd");
+        assert_eq!(setting(&lines(&[virtual_disk], None, true), "TUNING_PROFILE"), "ssd");
     }
 
     #[test]
     fn the_slowest_of_several_disks_decides() {
-        let text = lines(&[probed("/fast", 80, 2500.0), probed("/slow", 9000, 60.0)], true);
+        let text = lines(&[probed("/fast", 80, 2500.0), probed("/slow", 9000, 60.0)], None, true);
         assert_eq!(setting(&text, "TUNING_PROFILE"), "hdd");
         assert!(text.contains("/slow decides"), "{text}");
     }
 
     #[test]
-    fn a_profile_is_mended_where_the_disk_cannot_do_as_it_says() {
+    fn a_profile_is_mended_where_disk_or_memory_cannot_do_as_it_says() {
         let mut odd = probed("/odd", 100, 500.0);
         odd.figures.alignment_bytes = None;
         odd.figures.flush_micros = 9000;
         odd.disk.file_system = Some("tmpfs".to_owned());
-        let text = lines(&[odd], false);
-        assert_eq!(setting(&text, "HDD_IO_MODE"), "buffered");
+        let text = lines(&[odd], Some(1024), false);
+        assert_eq!([setting(&text, "HDD_IO_MODE"), setting(&text, "BLOCK_CACHE_MIB")], ["buffered", "128"]);
         assert!(["is memory", "9.0 ms", "io_uring is not available"].iter().all(|part| text.contains(part)), "{text}");
-        let plain = lines(&[probed("/d", 100, 500.0)], true);
-        assert_eq!(setting(&plain, "HDD_IO_MODE"), "-");
+        let plain = lines(&[probed("/d", 100, 500.0)], Some(64 << 10), true);
+        assert_eq!([setting(&plain, "HDD_IO_MODE"), setting(&plain, "BLOCK_CACHE_MIB")], ["-", "-"]);
     }
 }

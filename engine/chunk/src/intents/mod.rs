@@ -23,7 +23,7 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use ring::local::Notify;
+use ring::local::{Notify, Semaphore};
 use ring::{Block, File, IoBufExt, OpenHow, Ring};
 use wire::ChunkId;
 
@@ -44,8 +44,9 @@ pub(crate) fn core_of_name(name: &[u8]) -> Option<usize> {
     (log_name(core).as_bytes() == name).then_some(core)
 }
 
-/// Pages of the rings of all cores: 8 MiB.
-const PAGES: u64 = 2048;
+/// Pages of a ring: 8 MiB. Each core has one of its own for each disk. A smaller ring is under pressure sooner, and each
+/// time all that the disk's file system holds is synced: with half of it writing to new chunks cost four times the CPU.
+pub(crate) const PAGES: u64 = 2048;
 /// A ring may be as small as this on a disk that is full.
 const PAGES_MIN: u64 = 4 * PAGES_PER_COMMIT as u64;
 /// See `follow_loop`.
@@ -68,6 +69,8 @@ pub(crate) struct IntentLog {
     state: RefCell<State>,
     /// Something waits to be committed.
     pending: Notify,
+    /// One sync of the file at a time.
+    syncing: Semaphore,
     /// The ring fills up: tables must be written.
     pressure: Notify,
     /// A chunk was settled, or the log broke.
@@ -116,14 +119,14 @@ pub(crate) fn is_full(error: &io::Error) -> bool {
 }
 
 impl IntentLog {
-    /// Opens the log of one of so many cores of the volume at `folder`, making it if it is not there, and says what it
+    /// Opens the log of one core, of so many pages, of the volume at `folder`, making it if it is not there, and says what it
     /// asks to repair.
     ///
     /// Errors: the disk's; `is_full` if there is not even room for a small one.
     pub(crate) async fn open(
         ring: &Ring,
         folder: &Path,
-        (core, cores): (usize, usize),
+        (core, pages_wanted): (usize, u64),
         kind: LogKind,
     ) -> io::Result<(Rc<IntentLog>, BTreeMap<ChunkId, Repair>)> {
         let LogKind { direct, synced, mode } = kind;
@@ -132,7 +135,7 @@ impl IntentLog {
         let pages = read_pages(ring, &file).await?;
         let next = pages.iter().map(|page| page.sequence + 1).max().unwrap_or(0);
         let repairs = record::repairs(pages);
-        let ring_pages = match make_size(ring, &file, pages_of_each(cores), repairs.is_empty()).await {
+        let ring_pages = match make_size(ring, &file, pages_wanted, repairs.is_empty()).await {
             Err(error) if is_full(&error) => {
                 let _ = ring.unlink(&path).await; // too small for a log: else it is tried again
                 return Err(error);
@@ -154,6 +157,7 @@ impl IntentLog {
             pages: ring_pages,
             state: RefCell::new(State { next, ..State::default() }),
             pending: Notify::new(),
+            syncing: Semaphore::new(1),
             pressure: Notify::new(),
             relief: Notify::new(),
         };
@@ -229,6 +233,8 @@ impl IntentLog {
 
     /// The device has all pages that were written until now. Errors: the disk's.
     pub(crate) async fn make_durable(&self) -> io::Result<()> {
+        // Who comes while another's sync is under way waits for it: only then the device has what the flag stood for.
+        let _turn = self.syncing.acquire(1).await;
         if !std::mem::take(&mut self.state.borrow_mut().has_undurable) {
             return Ok(());
         }
@@ -403,12 +409,6 @@ pub(crate) async fn repairs_of(ring: &Ring, path: &Path) -> io::Result<BTreeMap<
     Ok(record::repairs(read_pages(ring, &file).await?))
 }
 
-/// Pages of a new log of each of so many cores.
-fn pages_of_each(cores: usize) -> u64 {
-    let commit = PAGES_PER_COMMIT as u64;
-    (PAGES / cores as u64 / commit * commit).max(PAGES_MIN)
-}
-
 /// Gives a log's file the size of `wanted` pages, or what a full disk has room for, with zeros written out: pages are then
 /// overwritten in place, and no write of the log waits for the file system's own journal. Gives its pages.
 ///
@@ -474,16 +474,11 @@ mod tests {
         }
     }
 
-    #[test]
-    fn cores_share_the_room_of_one_log() {
-        assert_eq!([1, 2, 3, 4, 8].map(pages_of_each), [2048, 1024, 672, 512, 256]);
-    }
-
-    /// Opens the log of the first of so many cores in a simulated world, commits `writes` records to it, and gives its
+    /// Opens a log of so many pages in a simulated world, commits `writes` records to it, and gives its
     /// pages and the chunks that it asked to repair.
-    async fn use_log(ring: Ring, cores: usize, writes: u64, clean: bool) -> (u64, usize) {
+    async fn use_log(ring: Ring, wanted: u64, writes: u64, clean: bool) -> (u64, usize) {
         let kind = LogKind { direct: false, synced: true, mode: 0o644 };
-        let (log, repairs) = IntentLog::open(&ring, Path::new("/d"), (0, cores), kind).await.unwrap();
+        let (log, repairs) = IntentLog::open(&ring, Path::new("/d"), (0, wanted), kind).await.unwrap();
         let committing = ring.spawn(log.clone().commit_loop());
         for number in 1..=writes {
             let (block, sum) = (crate::layout::BlockIndex::new(0).unwrap(), wire::Crc(1));
@@ -503,8 +498,8 @@ mod tests {
         let used = world.run(node, |ring| async move {
             ring.mkdir(Path::new("/d"), 0o755).await.unwrap();
             let mut used = Vec::new();
-            for (cores, writes, clean) in [(4, 3, false), (1, 2, true), (1, 700, true), (2, 0, true)] {
-                used.push(use_log(ring.clone(), cores, writes, clean).await);
+            for (wanted, writes, clean) in [(512, 3, false), (2048, 2, true), (2048, 700, true), (1024, 0, true)] {
+                used.push(use_log(ring.clone(), wanted, writes, clean).await);
             }
             used
         });

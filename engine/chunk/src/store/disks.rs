@@ -21,7 +21,7 @@ use crate::error::ChunkError;
 use crate::fair_lock::Hold;
 use crate::folders::FolderLine;
 use crate::intents::record::add_repairs;
-use crate::intents::{IntentLog, LogKind, core_of_name, is_full, repairs_of};
+use crate::intents::{IntentLog, LogKind, PAGES, core_of_name, is_full, repairs_of};
 use crate::layout::{SUBFOLDERS, shape};
 use crate::registry::{Place, Verdict};
 use crate::scan::{Blocks, Found, make_subfolders, scan};
@@ -403,10 +403,11 @@ impl Store {
     /// This core's log of the volume that comes next, and what it asks to repair. On a full disk there may be none: then
     /// this core changes nothing there. Errors: the disk's.
     async fn open_log(&self, folder: &Path) -> io::Result<Repairs> {
+        self.next_log.take(); // of a volume that another core could not open
         let settings = self.settings.get();
         let direct = settings.io_mode == IoMode::Direct;
         let kind = LogKind { direct, synced: direct || settings.is_synced(), mode: settings.file_mode };
-        match IntentLog::open(&self.ring, folder, (self.core.number, self.core.count()), kind).await {
+        match IntentLog::open(&self.ring, folder, (self.core.number, PAGES), kind).await {
             Ok((log, repairs)) => {
                 self.next_log.replace(Some(log));
                 Ok(repairs)

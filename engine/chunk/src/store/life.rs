@@ -35,7 +35,9 @@ impl Store {
                     Some(chunk) => {
                         let _ = self.write_table_anyway(&chunk).await; // reported there
                     }
-                    None => log.table_written(id, log.next_page()), // closed, for which its table was written
+                    // Closed, for which its table was written; a disk that is given up or taken out closes without.
+                    None if volume.is_usable() => log.table_written(id, log.next_page()),
+                    None => return,
                 }
             }
             if let Err(error) = self.checkpoint(index).await {
