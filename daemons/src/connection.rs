@@ -23,11 +23,15 @@ const RECEIVE_BYTES: usize = 64 << 10;
 pub(crate) struct Outbox {
     state: RefCell<State>,
     wake: Notify,
+    /// Everything that was here is with the system.
+    emptied: Notify,
 }
 
 #[derive(Default)]
 struct State {
     bytes: Vec<u8>,
+    /// Bytes that were here are on their way into the socket.
+    sending: bool,
     keep_alive: Option<KeepAlive>,
     ending: Ending,
 }
@@ -49,7 +53,7 @@ enum Ending {
 
 impl Outbox {
     pub(crate) fn new() -> Rc<Outbox> {
-        Rc::new(Outbox { state: RefCell::default(), wake: Notify::new() })
+        Rc::new(Outbox { state: RefCell::default(), wake: Notify::new(), emptied: Notify::new() })
     }
 
     pub(crate) fn push(&self, packet: &[u8]) {
@@ -61,6 +65,19 @@ impl Outbox {
         }
         drop(state);
         self.wake.notify_one();
+    }
+
+    /// Waits until everything is in the socket: for one who has more than should wait here. For one task at a time; when
+    /// the connection ends it may wait for ever.
+    pub(crate) async fn empty(&self) {
+        while self.is_busy() {
+            self.emptied.notified().await;
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        let state = self.state.borrow();
+        state.sending || !state.bytes.is_empty()
     }
 
     /// A notice that nobody asked for. Left out until the peer's registration was answered: that answer may still wait
@@ -97,6 +114,10 @@ pub(crate) async fn write_out(ring: Ring, stream: Stream, outbox: Rc<Outbox>) {
     loop {
         let (bytes, ending, keep_alive) = {
             let mut state = outbox.state.borrow_mut();
+            state.sending = !state.bytes.is_empty();
+            if !state.sending {
+                outbox.emptied.notify_one();
+            }
             (std::mem::take(&mut state.bytes), state.ending, state.keep_alive.clone())
         };
         if ending == Ending::Now || (ending == Ending::Flush && bytes.is_empty()) {

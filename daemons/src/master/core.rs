@@ -75,8 +75,10 @@ impl Core {
         for &chunk in &loaded.unfinished_chunks {
             chunks.remember_unfinished(chunk);
         }
+        let mut journal = Queue::new(loaded.journal_version);
+        journal.remember(loaded.tail, now);
         Core {
-            journal: Queue::new(loaded.journal_version),
+            journal,
             namespace: loaded.namespace,
             chunks,
             settings,

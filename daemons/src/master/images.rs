@@ -10,6 +10,7 @@ use futures_util::join;
 use meta::{Snapshot, image};
 use ring::{OpenHow, Ring};
 use tracing::{error, info};
+use wire::MetaId;
 
 use super::Shared;
 use super::journal::{FILE_MODE, gone_is_fine};
@@ -21,7 +22,7 @@ pub(super) const CLEAN: &str = "metadata.mfs";
 pub(super) const TEMPORARY: &str = "metadata.mfs.back.tmp";
 
 /// Remembers how far the metadata of this folder came, so that an older copy of them is noticed at the next start.
-pub(super) const SEEN: &str = ".metadata.seen";
+pub(crate) const SEEN: &str = ".metadata.seen";
 
 /// What is told of the last image. Spec 70, 4.1.
 #[derive(Clone, Copy, Debug, Default)]
@@ -58,7 +59,10 @@ async fn save(master: &Shared, clean: bool) -> io::Result<()> {
         (core.namespace.freeze(), core.settings.images_kept)
     };
     let version = snapshot.version();
-    store(&master.ring, &master.data_path, snapshot, now, kept, clean).await?;
+    let seen = write(&master.ring, &master.data_path, snapshot, now).await?;
+    let moving = master.moves.begin();
+    put_in_place(&master.ring, &master.data_path, seen, kept, clean).await?;
+    drop(moving);
     let took = began.elapsed(&master.ring);
     info!(version, took_millis = took.as_millis(), "metadata stored");
     master.core.borrow_mut().last_image =
@@ -75,9 +79,12 @@ pub(super) async fn store(
     kept: u32,
     clean: bool,
 ) -> io::Result<()> {
+    let seen = write(ring, folder, snapshot, now).await?;
+    put_in_place(ring, folder, seen, kept, clean).await
+}
+
+async fn put_in_place(ring: &Ring, folder: &Path, seen: String, kept: u32, clean: bool) -> io::Result<()> {
     let temporary = folder.join(TEMPORARY);
-    let seen = format!("{} {}\n", snapshot.meta_id(), snapshot.version());
-    write(ring, &temporary, snapshot, now).await?;
     let back = folder.join(BACK);
     for number in (1..kept).rev() {
         gone_is_fine(ring.rename(&numbered(folder, number), &numbered(folder, number + 1)).await)?;
@@ -101,9 +108,16 @@ fn numbered(folder: &Path, number: u32) -> PathBuf {
     folder.join(format!("{BACK}.{number}"))
 }
 
-/// Bytes are made on another thread and written here, piece by piece.
-async fn write(ring: &Ring, path: &Path, snapshot: Snapshot, now: u32) -> io::Result<()> {
-    let file = ring.open(path, OpenHow::create(FILE_MODE).truncate(true)).await?;
+/// What is to be remembered of metadata that have come so far.
+pub(crate) fn seen(metaid: MetaId, version: u64) -> String {
+    format!("{metaid} {version}\n")
+}
+
+/// Writes the file under its temporary name: bytes are made on another thread and written here, piece by piece. Gives
+/// what is to be remembered of it.
+async fn write(ring: &Ring, folder: &Path, snapshot: Snapshot, now: u32) -> io::Result<String> {
+    let seen = seen(snapshot.meta_id(), snapshot.version());
+    let file = ring.open(&folder.join(TEMPORARY), OpenHow::create(FILE_MODE).truncate(true)).await?;
     let (sender, mut pieces) = ring::channel::channel::<Vec<u8>>();
     let make =
         ring.run_blocking(move || image::write(&snapshot, now, &mut |piece| sender.send(piece.to_vec()).map_err(drop)));
@@ -118,5 +132,5 @@ async fn write(ring: &Ring, path: &Path, snapshot: Snapshot, now: u32) -> io::Re
     };
     let (made, written) = join!(make, keep);
     written?;
-    made.map(drop).map_err(|()| io::Error::other("the image was not written to its end"))
+    made.map(|_| seen).map_err(|()| io::Error::other("the image was not written to its end"))
 }

@@ -9,6 +9,7 @@
 //! A packet that tells of a change never leaves before its line is durable; packets of pure reads leave at once. If the
 //! disk refuses a batch, it is tried again and nothing is acknowledged meanwhile. Spec 51, 1 and 3; Spec 42, C.2.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,10 @@ const PAGE_BYTES: usize = 4096;
 /// The file is extended to multiples of this.
 const AHEAD_BYTES: u64 = 1 << 20;
 const _: () = assert!(TORN_BYTES_MAX <= ring::PAYLOAD_BYTES && TORN_BYTES_MAX.is_multiple_of(PAGE_BYTES));
+/// At most so many lines are handed to a follower that comes back, before it has taken them. Spec 42, 3.1.
+const PAGE_LINES: usize = 10_000;
+/// ... and at most about so many bytes.
+const PAGE_BYTES_MAX: usize = 8 << 20;
 /// How long the disk gets before a refused batch is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -115,14 +120,45 @@ impl Queue {
         self.stop = true;
     }
 
-    /// Lines from `version` on, oldest first, if they are still remembered; `None` if the oldest are gone.
-    pub(super) fn remembered_from(&self, version: u64) -> Option<Vec<Vec<u8>>> {
+    /// Lines that were durable before this run, so that those who follow can compare and go on.
+    pub(super) fn remember(&mut self, tail: Batch, now: u32) {
+        debug_assert!(self.remembered.is_empty() && tail.next <= self.durable, "they are older than all others");
+        if tail.next == self.durable && !tail.is_empty() {
+            self.remembered.push_back((now, tail));
+        }
+    }
+
+    /// Number of the first line that is not durable.
+    pub(super) fn durable(&self) -> u64 {
+        self.durable
+    }
+
+    /// Whether the lines from `version` on are still here.
+    pub(super) fn remembers(&self, version: u64) -> bool {
         let oldest = self.remembered.front().map_or(self.durable, |(_, batch)| batch.first);
-        if version < oldest || version > self.durable {
+        (oldest..=self.durable).contains(&version)
+    }
+
+    /// Packets of the lines from `version` on, oldest first, and the number of the line behind them; `None` if they are
+    /// no longer remembered. With `version` = `durable()` there are none.
+    pub(super) fn page_from(&self, version: u64) -> Option<(Vec<Vec<u8>>, u64)> {
+        if !self.remembers(version) {
             return None;
         }
-        let batches = self.remembered.iter().map(|(_, batch)| batch).filter(|batch| batch.next > version);
-        Some(batches.flat_map(packets_of).filter(|(line, _)| *line >= version).map(|(_, packet)| packet).collect())
+        let begin = self.remembered.partition_point(|(_, batch)| batch.next <= version);
+        let (mut packets, mut next, mut bytes) = (Vec::new(), version, 0);
+        for (number, packet) in self.remembered.range(begin..).flat_map(|(_, batch)| packets_of(batch)) {
+            if number < version {
+                continue;
+            }
+            if packets.len() == PAGE_LINES || bytes > PAGE_BYTES_MAX {
+                break;
+            }
+            bytes += packet.len();
+            packets.push(packet);
+            next = number + 1;
+        }
+        Some((packets, next))
     }
 
     pub(super) fn forget_before(&mut self, seconds: u32) {
@@ -150,13 +186,10 @@ impl Queue {
 }
 
 /// The lines of a batch as metaloggers get them.
-pub(super) fn packets_of(batch: &Batch) -> Vec<(u64, Vec<u8>)> {
-    batch
-        .lines()
-        .map(|(changeno, text)| {
-            (changeno, MatoanMetachangesLog::Change { changeno, text: Rest(text.to_vec()) }.encode())
-        })
-        .collect()
+pub(super) fn packets_of(batch: &Batch) -> impl Iterator<Item = (u64, Vec<u8>)> {
+    batch.lines().map(|(changeno, text)| {
+        (changeno, MatoanMetachangesLog::Change { changeno, text: Rest(text.to_vec()) }.encode())
+    })
 }
 
 /// The file that is being written.
@@ -229,8 +262,19 @@ impl JournalFile {
         Ok(Growing { file, lines, allocated: lines, last_page })
     }
 
-    /// N-1 to N, ..., 0 to 1. With nothing to keep the file is removed. Spec 51, 3.
+    /// N-1 to N, ..., 0 to 1. With nothing to keep the file is removed; one without lines stays, since it would push a
+    /// file with lines out. Spec 51, 3.
     pub(super) async fn rotate(&mut self) -> io::Result<()> {
+        let has_lines = match &self.file {
+            Some(growing) => growing.lines > 0,
+            None => match self.ring.stat(&journal_path(&self.folder, 0)).await {
+                Ok(stat) => stat.size > 0,
+                Err(error) => return gone_is_fine(Err(error)),
+            },
+        };
+        if !has_lines {
+            return Ok(());
+        }
         // If this fails, the file stays the one that is written: whoever opened it anew would take its zeros for lines.
         if let Some(growing) = &mut self.file {
             if growing.allocated > growing.lines {
@@ -291,6 +335,35 @@ impl Growing {
     }
 }
 
+/// Counts when files of the data folder get other names, so that who opens several of them knows that they fit together.
+#[derive(Default)]
+pub(super) struct Moves {
+    under_way: Cell<u32>,
+    begun: Cell<u64>,
+}
+
+/// Names change until this is dropped.
+pub(super) struct Moving<'a>(&'a Moves);
+
+impl Moves {
+    pub(super) fn begin(&self) -> Moving<'_> {
+        self.under_way.set(self.under_way.get() + 1);
+        self.begun.set(self.begun.get() + 1);
+        Moving(self)
+    }
+
+    /// A number that stays the same until names change; None while they do.
+    pub(super) fn settled(&self) -> Option<u64> {
+        (self.under_way.get() == 0).then(|| self.begun.get())
+    }
+}
+
+impl Drop for Moving<'_> {
+    fn drop(&mut self) {
+        self.0.under_way.set(self.0.under_way.get() - 1);
+    }
+}
+
 pub(super) fn journal_path(folder: &Path, number: u32) -> PathBuf {
     folder.join(format!("changelog.{number}.mfs"))
 }
@@ -322,10 +395,12 @@ pub(super) async fn write_journal(master: Shared, mut file: JournalFile) {
             continue;
         }
         if rotate {
+            let moving = master.moves.begin();
             match file.rotate().await {
                 Ok(()) => info!("journal rotated"),
                 Err(error) => error!(%error, "cannot rotate the journal"),
             }
+            drop(moving);
             let mut core = master.core.borrow_mut();
             core.journal.file_bytes = None;
             core.loggers.rotated();
@@ -386,4 +461,43 @@ async fn cut_torn(file: &mut JournalFile, master: &Shared) -> io::Result<()> {
     let handle = master.ring.open(&path, OpenHow::create(FILE_MODE)).await?;
     handle.set_len(end as u64).await?;
     handle.sync().await
+}
+
+#[cfg(test)]
+mod tests {
+    use meta::change::Change;
+
+    use super::*;
+
+    /// A queue with these batches of lines, all durable.
+    fn queue(batches: impl IntoIterator<Item = std::ops::Range<u64>>) -> Queue {
+        let mut queue = Queue::new(1);
+        for batch in batches {
+            let mut bytes = Vec::new();
+            for version in batch.clone() {
+                meta::journal::format(version, 9, &Change::Idle {}, &meta::journal::Outcome::default(), &mut bytes);
+            }
+            queue.add(Batch { first: batch.start, next: batch.end, bytes });
+            queue.became_durable(batch.end, 9);
+        }
+        queue
+    }
+
+    #[test]
+    fn one_who_missed_many_changes_gets_them_in_pages_without_a_gap() {
+        let queue = queue((0..500).map(|batch| 1 + 51 * batch..1 + 51 * (batch + 1)));
+        let mut from = 7;
+        let mut pages = Vec::new();
+        while from < queue.durable() {
+            let (packets, next) = queue.page_from(from).unwrap();
+            let first = MatoanMetachangesLog::decode(&packets[0][wire::HEADER_BYTES..]).unwrap();
+            assert!(matches!(first, MatoanMetachangesLog::Change { changeno, .. } if changeno == from), "{first:?}");
+            assert_eq!(packets.len() as u64, next - from);
+            pages.push(packets.len());
+            from = next;
+        }
+        assert_eq!(pages, [PAGE_LINES, PAGE_LINES, 25_500 - 2 * PAGE_LINES - 6]);
+        assert!(queue.page_from(from).unwrap().0.is_empty());
+        assert!(queue.page_from(from + 1).is_none());
+    }
 }

@@ -1,7 +1,8 @@
 //! Port 9419: metaloggers follow the journal and fetch images. Spec 42, A.
 //!
 //! A logger gets every line once, in order, after it is durable here. One that comes back gets what it missed if that
-//! is still remembered; else it sees the gap and fetches an image. Our image is wrapped into a file of MooseFS's
+//! is still remembered, page by page as its socket takes it; else it sees the gap and fetches an image. Ours asks for the
+//! last line that it has, too, to compare it, and asks what it will be sent next (`NEXT_OPTION`). Our image is wrapped into a file of MooseFS's
 //! framing, signature and end marker included, since a stock logger keeps nothing else; version and metaid are the
 //! image's:
 //!
@@ -9,6 +10,7 @@
 //! "MFSM 2.0", version u64, metaid u64, "MOOR 1.0" (section), length u64, our image, "[MFS EOF MARKER]"
 //! ```
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -26,43 +28,75 @@ use wire::{
 use super::Shared;
 use super::chunkserver::version_answer;
 use super::images::BACK;
-use super::journal::{journal_path, packets_of};
+use super::journal::{Queue, journal_path, packets_of};
 use super::recovery::{WRAPPED_HEAD_BYTES, WRAPPED_TAIL};
 use crate::connection::{KeepAlive, Outbox, PacketReader, write_out};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// While files are renamed.
+const MOVING_WAIT: Duration = Duration::from_millis(5);
+/// A metalogger of ours asks with this option for the number of the next change that it will be sent, in decimal: a gap,
+/// or a master that was rolled back, shows at once. A MooseFS master answers that it is not set. Spec 10, 2.
+pub(crate) const NEXT_OPTION: &[u8] = b"MOORING_NEXT_CHANGE";
 /// A logger that does not take the last lines of a master that stops is waited for that long.
 const FAREWELL_WAIT: Duration = Duration::from_secs(5);
 
 /// Those who follow the journal.
 #[derive(Default)]
 pub(super) struct Loggers {
-    following: Vec<(u64, Rc<Outbox>)>,
+    following: BTreeMap<u64, Follower>,
+}
+
+struct Follower {
+    outbox: Rc<Outbox>,
+    /// The first line that it was not handed yet, while it catches up; then it gets new lines as they come.
+    behind: Option<u64>,
 }
 
 impl Loggers {
     /// Lines that became durable.
     pub(super) fn changed(&mut self, batches: &[Batch]) {
-        if self.following.is_empty() {
+        if self.following.values().all(|follower| follower.behind.is_some()) {
             return;
         }
         for (_, packet) in batches.iter().flat_map(packets_of) {
-            for (_, outbox) in &self.following {
-                outbox.push(&packet);
+            for follower in self.following.values().filter(|follower| follower.behind.is_none()) {
+                follower.outbox.push(&packet);
             }
         }
     }
 
+    /// Hands the next lines to one that catches up. Returns whether there are more.
+    fn page(&mut self, id: u64, journal: &Queue) -> bool {
+        let Some(follower) = self.following.get_mut(&id) else { return false };
+        let Some(version) = follower.behind else { return false };
+        let Some((packets, next)) = journal.page_from(version) else {
+            warn!(from = version, "a metalogger was so slow that the changes it misses are forgotten; it is cut off");
+            follower.outbox.close();
+            return false;
+        };
+        for packet in packets {
+            follower.outbox.push(&packet);
+        }
+        follower.behind = Some(next).filter(|next| *next < journal.durable());
+        follower.behind.is_some()
+    }
+
+    /// Number of the next line that it will get.
+    fn next_of(&self, id: u64, journal: &Queue) -> u64 {
+        self.following.get(&id).and_then(|follower| follower.behind).unwrap_or(journal.durable())
+    }
+
     pub(super) fn rotated(&self) {
         let packet = MatoanMetachangesLog::Rotate.encode();
-        for (_, outbox) in &self.following {
-            outbox.push(&packet);
+        for follower in self.following.values() {
+            follower.outbox.push(&packet);
         }
     }
 
     pub(super) fn close_all(&self) {
-        for (_, outbox) in &self.following {
-            outbox.close();
+        for follower in self.following.values() {
+            follower.outbox.close();
         }
     }
 
@@ -126,6 +160,7 @@ pub(super) async fn serve(master: Shared, stream: Stream) {
     let mut reader = PacketReader::new(master.ring.clone(), stream, METALOGGER_BYTES_MAX, TIMEOUT);
     let mut download = Download::default();
     let mut registered = false;
+    let mut catching_up = None;
     let reason = loop {
         let header = match reader.next().await {
             Ok(header) => header,
@@ -143,22 +178,26 @@ pub(super) async fn serve(master: Shared, stream: Stream) {
                     outbox.keep_alive(KeepAlive { nop: AntoanNop {}.encode(), every: timeout / 3 });
                     info!(metalogger = %peer, version = %packet.version, from = packet.minversion, "metalogger registered");
                     follow(&master, id, &outbox, packet.minversion);
+                    catching_up = Some(master.ring.spawn(catch_up(master.clone(), id, outbox.clone())));
                 }
                 Err(error) => break format!("bad register packet: {error}"),
             },
             _ => {
-                if let Err(reason) = handle(&master, &outbox, &mut download, header, &payload).await {
+                if let Err(reason) = handle(&master, id, &outbox, &mut download, header, &payload).await {
                     break reason;
                 }
             }
         }
     };
+    if let Some(task) = catching_up {
+        task.abort();
+    }
     outbox.close();
     warn!(metalogger = %peer, %reason, "metalogger disconnected");
     if master.ring.timeout(TIMEOUT, writer).await.is_err() {
         socket.shutdown(); // it does not read: what it misses it will ask for
     }
-    master.with(|core, _| core.loggers.following.retain(|(other, _)| *other != id));
+    master.with(|core, _| core.loggers.following.remove(&id));
 }
 
 /// At a stop, with every line durable: the loggers get what is still on its way to them, and their connections end.
@@ -176,22 +215,34 @@ fn follow(master: &Shared, id: u64, outbox: &Rc<Outbox>, from: Option<u64>) {
         let ours = core.namespace.version();
         if let Some(from) = from.filter(|from| *from > ours) {
             error!(
-                "a metalogger has changes up to {}, and here the next one is {ours}: the metadata of this master are an \
-                 old copy. Stop it before more is written, and start it from what that metalogger keeps",
+                "a metalogger has changes up to {}, or one more, and here the next one is {ours}: the metadata of this \
+                 master are an old copy. Stop it before more is written, and start it from what that metalogger keeps",
                 from - 1
             );
         }
-        if let Some(missed) = from.and_then(|from| core.journal.remembered_from(from)) {
-            for packet in missed {
-                outbox.push(&packet);
-            }
-        }
-        core.loggers.following.push((id, outbox.clone()));
+        let durable = core.journal.durable();
+        // Ours begins with the last line that it has. If that one is the first that is forgotten, it does without.
+        let wanted = from.map_or(Vec::new(), |from| vec![from, from.saturating_add(1)]);
+        let behind = wanted.into_iter().find(|line| *line < durable && core.journal.remembers(*line));
+        core.loggers.following.insert(id, Follower { outbox: outbox.clone(), behind });
     });
+}
+
+/// Hands a logger what it missed, not more at once than its socket takes.
+async fn catch_up(master: Shared, id: u64, outbox: Rc<Outbox>) {
+    let page = || {
+        let mut core = master.core.borrow_mut();
+        let core = &mut *core;
+        core.loggers.page(id, &core.journal)
+    };
+    while page() {
+        outbox.empty().await;
+    }
 }
 
 async fn handle(
     master: &Shared,
+    id: u64,
     outbox: &Rc<Outbox>,
     download: &mut Download,
     header: Header,
@@ -206,7 +257,12 @@ async fn handle(
         }
         AntoanGetConfig::TYPE => {
             let AntoanGetConfig { msgid, option } = AntoanGetConfig::decode(payload).map_err(bad)?;
-            let value = Name::new(&master.core.borrow().option(option.as_bytes())).map_err(bad)?;
+            let core = master.core.borrow();
+            let value = match option.as_bytes() {
+                NEXT_OPTION => core.loggers.next_of(id, &core.journal).to_string().into_bytes(),
+                option => core.option(option),
+            };
+            let value = Name::new(&value).map_err(bad)?;
             outbox.push(&AntoanConfigValue { msgid, value }.encode());
         }
         AntomaDownloadStart::TYPE => {
@@ -236,18 +292,9 @@ async fn start_download(
     download: &mut Download,
     filenum: u8,
 ) -> Result<(), String> {
-    let folder = &master.data_path;
     match filenum {
         1 => {
-            download.current = open(master, &folder.join(BACK)).await;
-            for number in 0..2u32 {
-                download.journals[number as usize] = open(master, &journal_path(folder, number)).await;
-            }
-            // The file that is being written is padded behind its lines.
-            if let (Some(source), Some(bytes)) = (&mut download.journals[0], master.core.borrow().journal.file_bytes())
-            {
-                source.file_bytes = source.file_bytes.min(bytes);
-            }
+            *download = open_together(master).await;
             if let Some(source) = &mut download.current
                 && let Err(error) = wrap(source).await
             {
@@ -270,6 +317,27 @@ async fn start_download(
         None => MatoanDownloadMissing { marker: 0xFF }.encode(),
     });
     Ok(())
+}
+
+/// Opens image and journal files, with no rotation or new image in between.
+async fn open_together(master: &Shared) -> Download {
+    let folder = &master.data_path;
+    loop {
+        let Some(settled) = master.moves.settled() else {
+            master.ring.sleep(MOVING_WAIT).await;
+            continue;
+        };
+        let current = open(master, &folder.join(BACK)).await;
+        let mut journals = [open(master, &journal_path(folder, 0)).await, open(master, &journal_path(folder, 1)).await];
+        if master.moves.settled() != Some(settled) {
+            continue;
+        }
+        // The file that is being written is padded behind its lines.
+        if let (Some(source), Some(bytes)) = (&mut journals[0], master.core.borrow().journal.file_bytes()) {
+            source.file_bytes = source.file_bytes.min(bytes);
+        }
+        return Download { current, journals };
+    }
 }
 
 async fn open(master: &Shared, path: &std::path::Path) -> Option<Source> {

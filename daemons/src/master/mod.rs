@@ -40,7 +40,7 @@ use tracing::{error, info, warn};
 
 use self::core::Core;
 use self::exports::Exports;
-use self::journal::JournalFile;
+use self::journal::{JournalFile, Moves};
 use crate::signals::Wish;
 
 pub(crate) use self::chunkserver::version_answer;
@@ -63,6 +63,7 @@ pub(crate) struct Master {
     journal_wake: Notify,
     /// The journal was rotated: an image may follow.
     rotated: Notify,
+    moves: Moves,
     /// The address that answers GET_CONFIG and the like never change at run time; the rest is in `Core`.
     data_path: std::path::PathBuf,
 }
@@ -147,6 +148,7 @@ pub async fn run(
         core: RefCell::new(Core::new(loaded, settings, exports, now, ring.random_u64())),
         journal_wake: Notify::new(),
         rotated: Notify::new(),
+        moves: Moves::default(),
         data_path,
         ring: ring.clone(),
     });

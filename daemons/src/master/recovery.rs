@@ -9,7 +9,7 @@ use std::path::Path;
 
 use meta::change::Change;
 use meta::image::{ImageHeader, Loader};
-use meta::journal::{self, SurveyEnd};
+use meta::journal::{self, Batch, SurveyEnd};
 use meta::recovery::{ImageFacts, JournalFacts, Known, Plan, plan};
 use meta::{Namespace, Policy};
 use ring::{OpenHow, Ring};
@@ -25,6 +25,8 @@ use super::settings::Settings;
 pub(crate) const NEW: &[u8] = b"MFSM NEW";
 /// Bytes of one read.
 const PIECE_BYTES: usize = 1 << 20;
+/// So much of the journal's end is remembered for metaloggers at the start.
+const TAIL_BYTES: usize = 1 << 20;
 /// In front of an image that a metalogger keeps: signature, version, metaid, and a section's head. See `metalogger`.
 pub(crate) const WRAPPED_HEAD_BYTES: u64 = 40;
 pub(crate) const WRAPPED_TAIL: &[u8; 16] = b"[MFS EOF MARKER]";
@@ -34,6 +36,8 @@ pub(super) struct Loaded {
     pub(super) namespace: Namespace,
     /// Version of the next line on disk.
     pub(super) journal_version: u64,
+    /// The last lines before that one, as far as they are in the journal.
+    pub(super) tail: Batch,
     /// Chunks whose deletion the replayed lines showed.
     pub(super) deleted_chunks: Vec<ChunkId>,
     /// Chunks that were granted to a writer and never let go of in the replayed lines.
@@ -152,7 +156,13 @@ async fn make_new(ring: &Ring, settings: &Settings) -> Result<Loaded, MasterErro
     images::store(ring, folder, namespace.freeze(), now, settings.images_kept, false).await?;
     info!(%metaid, "a new file system");
     let journal_version = namespace.version();
-    Ok(Loaded { namespace, journal_version, deleted_chunks: Vec::new(), unfinished_chunks: BTreeSet::new() })
+    Ok(Loaded {
+        namespace,
+        journal_version,
+        tail: Batch::default(),
+        deleted_chunks: Vec::new(),
+        unfinished_chunks: BTreeSet::new(),
+    })
 }
 
 /// What a data folder holds.
@@ -270,7 +280,35 @@ async fn recover(
     }
     let deleted_chunks = namespace.take_deleted_chunks();
     let journal_version = namespace.version();
-    Ok(Loaded { namespace, journal_version, deleted_chunks, unfinished_chunks: unfinished })
+    let tail = tail(ring, folder, journal_version).await?;
+    Ok(Loaded { namespace, journal_version, tail, deleted_chunks, unfinished_chunks: unfinished })
+}
+
+/// The last lines of the newest journal file, if they end right before `next`. A metalogger that comes back compares its
+/// own last line with them, and goes on without another image.
+async fn tail(ring: &Ring, folder: &Path, next: u64) -> Result<Batch, MasterError> {
+    for number in 0..2 {
+        let file = match ring.open(&journal_path(folder, number), OpenHow::read()).await {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            other => other?,
+        };
+        let size = file.stat().await?.size;
+        let from = size.saturating_sub(TAIL_BYTES as u64);
+        let (read, mut bytes) = file.read_at(vec![0; TAIL_BYTES], from).await;
+        bytes.truncate(read?);
+        // The first of them may be the end of a line.
+        let cut = if from == 0 { Some(0) } else { bytes.iter().position(|byte| *byte == b'\n').map(|end| end + 1) };
+        let bytes = bytes.split_off(cut.unwrap_or(bytes.len()));
+        let last = journal::parts(&bytes).pop().and_then(|part| Some((part.versions?, part.bytes)));
+        match last {
+            Some(((first, last), part)) if last.checked_add(1) == Some(next) => {
+                return Ok(Batch { first, next, bytes: bytes[part].to_vec() });
+            }
+            Some(_) => break,
+            None => {} // no lines yet
+        }
+    }
+    Ok(Batch::default())
 }
 
 /// Which file system's folder this is, and how far its metadata came before. Design: an older image than the cluster
