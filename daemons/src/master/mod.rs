@@ -45,6 +45,7 @@ use crate::signals::Wish;
 
 pub(crate) use self::chunkserver::version_answer;
 pub(crate) use self::journal::{FILE_MODE, gone_is_fine};
+pub(crate) use self::metalogger::NEXT_OPTION;
 pub(crate) use self::recovery::{NEW, WRAPPED_HEAD_BYTES, WRAPPED_TAIL, examine};
 pub use self::settings::{Reserve, Settings};
 

@@ -32,6 +32,21 @@ struct Wishes {
     stop: Cell<bool>,
     info: Cell<bool>,
     wake: Notify,
+    /// The next connection asks for new changes only; see `session`.
+    compare_in_vain: Cell<bool>,
+}
+
+impl Wishes {
+    fn new(settings: Settings) -> Wishes {
+        Wishes {
+            settings: RefCell::new(Rc::new(settings)),
+            changed: Cell::new(false),
+            stop: Cell::new(false),
+            info: Cell::new(false),
+            wake: Notify::new(),
+            compare_in_vain: Cell::new(false),
+        }
+    }
 }
 
 /// Runs a metalogger until somebody wishes that it stop. Errors: the data folder cannot be used. `config_path`: the
@@ -46,13 +61,7 @@ pub async fn run(
     let mut store = Store::open(&ring, &settings)
         .await
         .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", settings.data_path.display())))?;
-    let shared = Rc::new(Wishes {
-        settings: RefCell::new(Rc::new(settings)),
-        changed: Cell::new(false),
-        stop: Cell::new(false),
-        info: Cell::new(false),
-        wake: Notify::new(),
-    });
+    let shared = Rc::new(Wishes::new(settings));
     let listener = ring.spawn(listen(ring.clone(), shared.clone(), config_path, wishes));
     ready();
     loop {

@@ -4,19 +4,19 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use ring::{File, Instant, OpenHow, Ring, Stream};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 use wire::limits::METALOGGER_BYTES_MAX;
 use wire::{
-    AntoanGetConfig, AntoanGetVersion, AntoanNop, AntomaDownloadEnd, AntomaDownloadRequest, AntomaDownloadStart,
-    AntomaRegister, Crc, Header, MatoanDownloadData, MatoanDownloadInfo, MatoanDownloadMissing, MatoanMetachangesLog,
-    Packet, VersionWord, WireError,
+    AntoanConfigValue, AntoanGetConfig, AntoanGetVersion, AntoanNop, AntomaDownloadEnd, AntomaDownloadRequest,
+    AntomaDownloadStart, AntomaRegister, Crc, Header, MatoanDownloadData, MatoanDownloadInfo, MatoanDownloadMissing,
+    MatoanMetachangesLog, Name, Packet, VersionWord, WireError,
 };
 
 use super::Wishes;
 use super::settings::Settings;
 use super::store::{Front, IMAGE_FRONT_BYTES, IMAGE_TEMPORARY, JOURNAL_TEMPORARY, Order, Store, check_image};
 use crate::connection::{KeepAlive, Outbox, PacketReader, write_out};
-use crate::master::{FILE_MODE, gone_is_fine};
+use crate::master::{FILE_MODE, NEXT_OPTION, gone_is_fine};
 
 const CONNECT_MAX: Duration = Duration::from_secs(1);
 /// Lines are on the device at most so long after they came.
@@ -40,6 +40,10 @@ const NEVER: Duration = Duration::from_secs(86_400);
 /// What a 4.x master says of its own timeout; not needed.
 const FORCE_TIMEOUT: u32 = 5;
 const MASTER_ACK: u32 = 52;
+/// Why a connection ends that somebody wished to end.
+const WISHED: &str = "as wished";
+/// Number of the question which change comes next.
+const NEXT_MSGID: u32 = 1;
 
 /// The files that belong to an image, by number. Spec 42, 5.1.
 const IMAGE_FILE: u8 = 1;
@@ -65,9 +69,11 @@ pub(super) struct Session<'a> {
     synced_at: Instant,
     /// An image is wanted at or after this time.
     image_due: Option<Instant>,
-    /// The last period in which an image was fetched, counted from 1970.
-    image_period: u64,
     registered: bool,
+    /// The last line that is kept was asked for, too, and nothing came yet.
+    compares: bool,
+    /// An image is on its way.
+    fetching: bool,
 }
 
 /// Connects and follows the master until the connection ends. Gives the reason.
@@ -76,9 +82,10 @@ pub(super) async fn follow(ring: &Ring, settings: Rc<Settings>, store: &mut Stor
         return disk(error);
     }
     let asked = Settings::clone(&settings);
-    let to = match ring.run_blocking(move || asked.resolve_master()).await {
-        Ok(to) => to,
-        Err(why) => return why,
+    let to = match unless_wished(ring, wishes, move || asked.resolve_master()).await {
+        Some(Ok(to)) => to,
+        Some(Err(why)) => return why,
+        None => return WISHED.to_owned(),
     };
     let connecting = ring.connect(to, settings.bind_ip.map(Into::into));
     let stream = match ring.timeout(CONNECT_MAX, connecting).await {
@@ -98,14 +105,30 @@ pub(super) async fn follow(ring: &Ring, settings: Rc<Settings>, store: &mut Stor
     end
 }
 
+/// Calls what may wait for long, such as for a name server. None: meanwhile somebody wished something else.
+pub(super) async fn unless_wished<T: Send + 'static>(
+    ring: &Ring,
+    wishes: &Wishes,
+    call: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let mut answer = std::pin::pin!(ring.run_blocking(call));
+    loop {
+        if let Ok(answer) = ring.timeout(LOOK, answer.as_mut()).await {
+            return Some(answer);
+        }
+        if wishes.changed.get() {
+            return None;
+        }
+    }
+}
+
 async fn follow_on(ring: &Ring, settings: Rc<Settings>, store: &mut Store, wishes: &Wishes, stream: Stream) -> String {
     let outbox = Outbox::new();
     let writer = ring.spawn(write_out(ring.clone(), stream.clone(), outbox.clone()));
     let reader = PacketReader::new(ring.clone(), stream, METALOGGER_BYTES_MAX, NEVER);
-    let (now, wall_seconds) = (ring.now(), ring.wall_micros() / 1_000_000);
+    let now = ring.now();
     let mut session = Session {
         ring: ring.clone(),
-        image_period: period(wall_seconds, settings.image_every_hours),
         settings,
         store,
         wishes,
@@ -115,6 +138,8 @@ async fn follow_on(ring: &Ring, settings: Rc<Settings>, store: &mut Store, wishe
         synced_at: now,
         image_due: None,
         registered: false,
+        compares: false,
+        fetching: false,
     };
     let end = session.run().await;
     outbox.cut();
@@ -130,9 +155,15 @@ impl Session<'_> {
         let every = Duration::from_secs(u64::from(self.settings.master_timeout_sec)) / 3;
         self.outbox.keep_alive(KeepAlive { nop: AntoanNop {}.encode(), every });
         self.look_whose_master().await?;
-        let minversion = self.store.next();
+        let next = self.store.next();
+        // The last line once more, so that a master whose history is another one is noticed. A MooseFS master that just
+        // does not remember that one gives nothing; then the next connection does without.
+        let minversion = if self.wishes.compare_in_vain.take() { next } else { self.store.from() };
+        self.compares = minversion < next;
         let (version, timeout) = (VersionWord::OURS, self.settings.master_timeout_sec);
         self.outbox.push(&AntomaRegister { version, timeout, minversion }.encode());
+        let option = Name::new(NEXT_OPTION).map_err(|error| error.to_string())?;
+        self.outbox.push(&AntoanGetConfig { msgid: NEXT_MSGID, option }.encode());
         self.registered = true;
         info!(from = minversion, "registered with the master");
         if self.store.wants_image() {
@@ -142,7 +173,10 @@ impl Session<'_> {
         loop {
             if self.image_due.is_some_and(|due| due <= self.ring.now()) {
                 self.image_due = None;
-                match self.fetch_all().await? {
+                self.fetching = true;
+                let fetched = self.fetch_all().await?;
+                self.fetching = false;
+                match fetched {
                     None => pause = DOWNLOAD_AGAIN_AFTER,
                     Some(why) => {
                         warn!("no image that helps: {why}; the next try is in {} s", pause.as_secs());
@@ -217,6 +251,14 @@ impl Session<'_> {
                 Ok(())
             }
             AntoanGetConfig::TYPE => Err("it asks a metalogger for options".to_owned()),
+            AntoanConfigValue::TYPE => {
+                let AntoanConfigValue { msgid, value } = AntoanConfigValue::decode(payload).map_err(bad)?;
+                let next = std::str::from_utf8(value.as_bytes()).ok().and_then(|text| text.parse().ok());
+                if let Some(next) = next.filter(|_| msgid == NEXT_MSGID) {
+                    self.is_said_to_come(next).await?;
+                }
+                Ok(())
+            }
             MatoanMetachangesLog::TYPE => match MatoanMetachangesLog::decode(payload).map_err(bad)? {
                 MatoanMetachangesLog::Rotate => self.store.rotate().await.map_err(disk),
                 MatoanMetachangesLog::Change { changeno, text } => self.change(changeno, &text.0).await,
@@ -225,21 +267,50 @@ impl Session<'_> {
         }
     }
 
+    /// A master of ours says which change it will send next.
+    async fn is_said_to_come(&mut self, number: u64) -> Result<(), String> {
+        self.compares = false; // it would have given the last line, too
+        match self.store.next() {
+            Some(next) if number > next => self.gap(next, number).await,
+            Some(next) if number.saturating_add(1) < next => {
+                error!(
+                    "the next change of the master is {number}, and up to {} are kept here: its metadata are an old copy. \
+                     Stop it before more is written, and start it from what is kept here; with its next change that \
+                     will be set aside",
+                    next - 1
+                );
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Changes will not come any more: an image that has them is fetched.
+    async fn gap(&mut self, missing: u64, number: u64) -> Result<(), String> {
+        warn!("changes {missing} to {} did not come; an image that has them is fetched", number - 1);
+        self.store.jump_to(number).await.map_err(disk)?;
+        self.image_due = Some(self.ring.now());
+        Ok(())
+    }
+
     async fn change(&mut self, number: u64, text: &[u8]) -> Result<(), String> {
         if text.contains(&b'\n') || text.contains(&0) || number == u64::MAX {
             return Err(format!("change {number} is no line"));
         }
-        match self.store.order_of(number) {
+        let compares = std::mem::take(&mut self.compares);
+        match self.store.order_of(number, text) {
             Order::Next => {}
-            Order::Gap { missing } => {
-                warn!("changes {missing} to {} did not come; an image that has them is fetched", number - 1);
-                self.store.jump_to(number).await.map_err(disk)?;
-                self.image_due = Some(self.ring.now());
+            Order::Again => return Ok(()),
+            Order::Gap { missing } if compares => {
+                self.wishes.compare_in_vain.set(true);
+                return Err(format!("it does not give change {} once more; asking from {missing} on", missing - 1));
             }
+            Order::Gap { missing } => self.gap(missing, number).await?,
             Order::Back { kept } => {
                 let why = format!(
-                    "the master is at change {number}, and up to {kept} are kept here: its metadata are an old copy. If \
-                     they were rolled back by mistake, stop it and use what was set aside"
+                    "the master's change {number} is not the one that is kept here, where changes up to {kept} are: its \
+                     metadata come from an old copy. If they were rolled back by mistake, stop it and use what was set \
+                     aside"
                 );
                 self.aside(&why).await?;
                 self.image_due = Some(self.ring.now());
@@ -257,7 +328,7 @@ impl Session<'_> {
 
     async fn do_what_is_due(&mut self) -> Result<(), String> {
         if self.wishes.changed.get() {
-            return Err("as wished".to_owned());
+            return Err(WISHED.to_owned());
         }
         if self.wishes.info.take() {
             self.tell();
@@ -266,13 +337,11 @@ impl Session<'_> {
             self.store.sync().await.map_err(disk)?;
             self.synced_at = self.ring.now();
         }
-        let seconds = self.ring.wall_micros() / 1_000_000;
-        let now_period = period(seconds, self.settings.image_every_hours);
-        if now_period != self.image_period {
-            self.image_period = now_period;
-            if self.registered {
-                self.image_due.get_or_insert(self.ring.now());
-            }
+        let of = |seconds: u64| period(seconds, self.settings.image_every_hours);
+        let is_new_period =
+            self.store.fetched_at().is_some_and(|fetched| of(self.ring.wall_micros() / 1_000_000) > of(fetched));
+        if self.registered && is_new_period && !self.fetching {
+            self.image_due.get_or_insert(self.ring.now());
         }
         Ok(())
     }
@@ -327,6 +396,10 @@ impl Session<'_> {
     async fn fetch(&mut self, filenum: u8, name: &str) -> Result<Result<Option<u64>, String>, String> {
         self.outbox.push(&AntomaDownloadStart { filenum }.encode());
         let Info::Bytes(bytes) = self.info().await? else { return Ok(Ok(None)) };
+        if let Err(why) = self.store.has_room_for(bytes).await {
+            self.outbox.push(&AntomaDownloadEnd {}.encode());
+            return Ok(Err(why));
+        }
         let path = self.store.path(name);
         let file = self.ring.open(&path, OpenHow::create(FILE_MODE).truncate(true)).await.map_err(disk)?;
         let fetched = self.fetch_into(&file, bytes).await?;

@@ -23,6 +23,12 @@ pub(super) const IMAGE_TEMPORARY: &str = "metadata_ml.tmp";
 pub(super) const JOURNAL_TEMPORARY: &str = "changelog_ml.tmp";
 /// Signature, version, metaid: the front of an image, stock or ours. Spec 42, C.3.
 pub(super) const IMAGE_FRONT_BYTES: usize = 24;
+/// What is set aside goes to folders named so, with the time.
+const ASIDE: &str = "set-aside-";
+/// Stays free for the journal when an image is fetched.
+const ROOM_BYTES: u64 = 64 << 20;
+/// Holds the number of a file's first line.
+const FRONT_BYTES: usize = 32;
 /// Bytes of journal that are looked at in one read.
 const PIECE_BYTES: usize = 1 << 20;
 /// A line is no longer. Spec 42, A.4.
@@ -70,7 +76,9 @@ pub(super) enum Order {
     Gap {
         missing: u64,
     },
-    /// This number was stored already: the master is older than what is kept.
+    /// The last line that is kept, once more and the same: master and copy have the same history.
+    Again,
+    /// This number was stored already, or with another text: the master's history is another one.
     Back {
         kept: u64,
     },
@@ -85,7 +93,13 @@ pub(super) struct Store {
     log_bytes: u64,
     /// Number of the change that is to come; None: unknown.
     next: Option<u64>,
+    /// The change before `next`, as it was stored, if it is at hand.
+    last_line: Option<(u64, Vec<u8>)>,
+    /// Number of the last line in the journal file that is being written.
+    live_last: Option<u64>,
     image: Option<Front>,
+    /// When that was fetched, in Unix seconds.
+    fetched_at: Option<u64>,
     /// Lines that are not in the file yet.
     waiting: Vec<u8>,
     /// Lines are in the file and may not be on the device.
@@ -107,6 +121,7 @@ impl Store {
         for name in [IMAGE_TEMPORARY, JOURNAL_TEMPORARY] {
             gone_is_fine(ring.unlink(&folder.join(name)).await)?;
         }
+        finish_setting_aside(ring, &folder).await?;
         let mut store = Store {
             ring: ring.clone(),
             journals_kept: settings.journals_kept,
@@ -114,7 +129,10 @@ impl Store {
             log: None,
             log_bytes: 0,
             next: None,
+            last_line: None,
+            live_last: None,
             image: None,
+            fetched_at: None,
             waiting: Vec::new(),
             unsynced: false,
             last_change_at: 0,
@@ -122,8 +140,13 @@ impl Store {
             folder,
         };
         store.image = store.front_of(IMAGE).await?;
+        if store.image.is_some() {
+            let fetched = ring.stat(&store.path(IMAGE)).await?.mtime_sec;
+            store.fetched_at = u64::try_from(fetched).ok();
+        }
         store.open_log().await?;
         store.next = store.position().await?;
+        store.last_line = store.find_last_line().await?;
         store.wants_image = store.next.is_none();
         match (store.image, store.next) {
             (Some(image), Some(next)) => {
@@ -168,10 +191,24 @@ impl Store {
         self.folder.join(name)
     }
 
-    pub(super) fn order_of(&self, number: u64) -> Order {
+    /// The first change to ask the master for: the last one that is kept, to compare it; if that is not at hand, the next.
+    pub(super) fn from(&self) -> Option<u64> {
+        let next = self.next?;
+        Some(if self.last_line.as_ref().is_some_and(|(number, _)| number + 1 == next) { next - 1 } else { next })
+    }
+
+    /// When the newest image was fetched, in Unix seconds.
+    pub(super) fn fetched_at(&self) -> Option<u64> {
+        self.fetched_at
+    }
+
+    pub(super) fn order_of(&self, number: u64, text: &[u8]) -> Order {
         match self.next {
             Some(next) if number > next => Order::Gap { missing: next },
-            Some(next) if number < next => Order::Back { kept: next - 1 },
+            Some(next) if number < next => match &self.last_line {
+                Some((last, same)) if *last == number && same == text => Order::Again,
+                _ => Order::Back { kept: next - 1 },
+            },
             _ => Order::Next,
         }
     }
@@ -187,6 +224,11 @@ impl Store {
         self.waiting.extend_from_slice(text);
         self.waiting.push(b'\n');
         self.next = Some(number + 1);
+        self.live_last = Some(number);
+        let (last, line) = self.last_line.get_or_insert_default();
+        *last = number;
+        line.clear();
+        line.extend_from_slice(text);
         let seconds =
             text.split(|byte| *byte == b'|').next().and_then(|word| std::str::from_utf8(word).ok()?.parse().ok());
         self.last_change_at = seconds.unwrap_or(self.last_change_at);
@@ -242,14 +284,18 @@ impl Store {
             self.open_log().await?;
             self.unsynced = true; // what the last error left open
             self.next = self.position().await?;
+            self.last_line = self.find_last_line().await?;
             self.wants_image |= self.next.is_none();
         }
         Ok(())
     }
 
-    /// Begins another journal file; the older ones move on.
+    /// Begins another journal file; the older ones move on. One without lines stays: it would push one with lines out.
     pub(super) async fn rotate(&mut self) -> io::Result<()> {
         self.sync().await?;
+        if self.log_bytes == 0 && self.log.is_some() {
+            return Ok(());
+        }
         self.log = None;
         self.move_journals_on().await?;
         self.open_log().await
@@ -277,6 +323,7 @@ impl Store {
         self.ring.rename(&self.folder.join(IMAGE_TEMPORARY), &image).await?;
         self.ring.sync_dir(&self.folder).await?;
         self.image = Some(front);
+        self.fetched_at = Some(self.ring.wall_micros() / 1_000_000);
         Ok(())
     }
 
@@ -299,28 +346,54 @@ impl Store {
         Ok(is_whole)
     }
 
-    /// Moves everything into a folder of its own; here it begins anew. Gives the folder.
+    /// Moves everything into a folder of its own; here it begins anew. Gives the folder. After a crash in the middle the
+    /// next start moves the rest.
     pub(super) async fn set_aside(&mut self, why: &str) -> io::Result<PathBuf> {
         self.sync().await?;
         self.log = None;
         let seconds = self.ring.wall_micros() / 1_000_000;
-        let aside = self.folder.join(format!("set-aside-{seconds}"));
-        self.ring.mkdir(&aside, 0o750).await?;
-        for entry in self.ring.list(&self.folder).await?.into_iter().filter(|entry| !entry.is_dir) {
-            let name = entry.name.to_string_lossy().into_owned();
-            let is_kept = name.starts_with("metadata_ml.mfs") || name.starts_with("changelog_ml");
-            if is_kept && !name.ends_with(".tmp") {
-                self.ring.rename(&self.folder.join(&name), &aside.join(&name)).await?;
+        // One second may see several.
+        let mut number = 1;
+        let (unfinished, aside) = loop {
+            let name = if number == 1 { format!("{ASIDE}{seconds}") } else { format!("{ASIDE}{seconds}-{number}") };
+            let (unfinished, aside) = (self.folder.join(format!(".{name}")), self.folder.join(&name));
+            if self.ring.stat(&aside).await.is_err() {
+                match self.ring.mkdir(&unfinished, 0o750).await {
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                    other => {
+                        other?;
+                        break (unfinished, aside);
+                    }
+                }
             }
-        }
-        self.ring.sync_dir(&aside).await?;
+            number += 1;
+        };
         self.ring.sync_dir(&self.folder).await?;
+        move_aside(&self.ring, &self.folder, &unfinished, &aside).await?;
         error!(folder = %aside.display(), "{why}; what was kept is set aside, nothing of it was deleted");
         self.image = None;
+        self.fetched_at = None;
         self.next = None;
+        self.last_line = None;
         self.wants_image = true;
         self.open_log().await?;
         Ok(aside)
+    }
+
+    /// Errors: there is no room for a file of so many bytes beside the journal, in words.
+    pub(super) async fn has_room_for(&self, bytes: u64) -> Result<(), String> {
+        let folder = self.folder.display();
+        let space = self.ring.space(&self.folder).await.map_err(|error| format!("{folder}: {error}"))?;
+        if space.available_bytes < bytes.saturating_add(ROOM_BYTES) {
+            return Err(format!(
+                "{folder} has {} MiB free, the master's file has {} MiB, and {} MiB stay for the journal. What was \
+                 fetched before stays; make room there",
+                space.available_bytes >> 20,
+                bytes >> 20,
+                ROOM_BYTES >> 20
+            ));
+        }
+        Ok(())
     }
 
     /// Opens the live journal file. An unfinished last line is cut off. Where whole lines stand behind something that is
@@ -328,59 +401,95 @@ impl Store {
     async fn open_log(&mut self) -> io::Result<()> {
         let path = self.folder.join(journal_name(0));
         let mut log = self.ring.open(&path, OpenHow::create(FILE_MODE)).await?;
-        let (_, mut sound_bytes) = scan(&log).await?;
+        let (mut range, mut sound_bytes) = scan(&log).await?;
         if has_line_behind(&log, sound_bytes).await? {
             warn!(file = %path.display(), sound_bytes, "damaged behind these bytes; kept, and another file begins");
             self.move_journals_on().await?;
             log = self.ring.open(&path, OpenHow::create(FILE_MODE)).await?;
-            sound_bytes = 0;
+            (range, sound_bytes) = (None, 0);
         } else if log.stat().await?.size > sound_bytes {
             warn!(file = %path.display(), sound_bytes, "an unfinished line behind these bytes is cut off");
             log.set_len(sound_bytes).await?;
             log.datasync().await?;
         }
         self.log_bytes = sound_bytes;
+        self.live_last = range.map(|range| range.last);
         self.log = Some(log);
         self.ring.sync_dir(&self.folder).await
     }
 
+    /// Each journal file gets the next number. Those beyond the limit go, save for lines that the newest image lacks.
     async fn move_journals_on(&self) -> io::Result<()> {
-        let name = |number: u32| self.folder.join(journal_name(number));
-        gone_is_fine(self.ring.unlink(&name(self.journals_kept)).await)?;
-        for number in (0..self.journals_kept).rev() {
-            gone_is_fine(self.ring.rename(&name(number), &name(number + 1)).await)?;
+        let mut numbers: Vec<u32> = self.names().await?.iter().filter_map(|name| journal_number(name)).collect();
+        numbers.sort_unstable();
+        for number in numbers.into_iter().rev() {
+            let from = self.folder.join(journal_name(number));
+            if number >= self.journals_kept {
+                let reaches = ends(&self.ring.open(&from, OpenHow::read()).await?).await?.map(|(_, last)| last);
+                let is_needed = |last| self.image.is_none_or(|image| last >= image.version);
+                if !reaches.is_some_and(is_needed) {
+                    gone_is_fine(self.ring.unlink(&from).await)?;
+                    continue;
+                }
+                warn!(file = %from.display(), "kept beyond BACK_LOGS: the newest image lacks its changes");
+            }
+            let Some(next) = number.checked_add(1) else { continue };
+            gone_is_fine(self.ring.rename(&from, &self.folder.join(journal_name(next))).await)?;
         }
         Ok(())
     }
 
+    async fn names(&self) -> io::Result<Vec<String>> {
+        let entries = self.ring.list(&self.folder).await?.into_iter().filter(|entry| !entry.is_dir);
+        Ok(entries.filter_map(|entry| entry.name.into_string().ok()).collect())
+    }
+
     /// How far image and journals reach: the number of the first change that is not there. None without an image, or if
-    /// the live journal has lines that do not follow.
+    /// the live journal has lines that do not follow. Files whose lines the image has are not read.
     async fn position(&self) -> io::Result<Option<u64>> {
         let Some(image) = self.image else { return Ok(None) };
-        let mut ranges = Vec::new();
-        let mut live = None;
-        for entry in self.ring.list(&self.folder).await?.into_iter().filter(|entry| !entry.is_dir) {
-            let name = entry.name.to_string_lossy().into_owned();
-            if !is_journal(&name) {
-                continue;
-            }
+        let mut files = Vec::new();
+        for name in self.names().await?.into_iter().filter(|name| is_journal(name)) {
             let file = self.ring.open(&self.folder.join(&name), OpenHow::read()).await?;
-            if let (Some(range), _) = scan(&file).await? {
-                ranges.push(range);
-                if name == journal_name(0) {
-                    live = Some(range);
-                }
+            if let Some((first, last)) = ends(&file).await? {
+                files.push((first, last, name));
             }
         }
-        ranges.sort_by_key(|range| range.first);
         let mut reached = image.version;
-        for range in ranges {
-            if range.first <= reached && range.last >= reached {
+        // What goes on from there; of several the one that reaches farthest.
+        while let Some(at) =
+            (0..files.len()).filter(|at| (files[*at].0..=files[*at].1).contains(&reached)).max_by_key(|at| files[*at].1)
+        {
+            let (_, _, name) = files.swap_remove(at);
+            let file = self.ring.open(&self.folder.join(&name), OpenHow::read()).await?;
+            if let (Some(range), _) = scan(&file).await?
+                && (range.first..=range.last).contains(&reached)
+            {
                 reached = range.last + 1;
             }
         }
-        let is_whole = live.is_none_or(|live| live.last < reached);
+        let is_whole = self.live_last.is_none_or(|last| last < reached);
         Ok(is_whole.then_some(reached))
+    }
+
+    /// The line before the position, from the newest files.
+    async fn find_last_line(&self) -> io::Result<Option<(u64, Vec<u8>)>> {
+        let Some(next) = self.next else { return Ok(None) };
+        for number in 0..2 {
+            let file = match self.ring.open(&self.folder.join(journal_name(number)), OpenHow::read()).await {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => other?,
+            };
+            let line = last_line(&file).await?;
+            let version = line.as_deref().and_then(meta::journal::line_version);
+            if let (Some(line), Some(version)) = (line, version)
+                && version.checked_add(1) == Some(next)
+            {
+                let text = line.splitn(2, |byte| *byte == b' ').nth(1).unwrap_or_default().to_vec();
+                return Ok(Some((version, text)));
+            }
+        }
+        Ok(None)
     }
 
     async fn front_of(&self, name: &str) -> io::Result<Option<Front>> {
@@ -398,8 +507,64 @@ fn journal_name(number: u32) -> String {
     format!("changelog_ml.{number}.mfs")
 }
 
+fn journal_number(name: &str) -> Option<u32> {
+    name.strip_prefix("changelog_ml.")?.strip_suffix(".mfs")?.parse().ok()
+}
+
 fn is_journal(name: &str) -> bool {
     (name.starts_with("changelog_ml.") || name.starts_with("changelog_ml_back.")) && name.ends_with(".mfs")
+}
+
+fn is_kept(name: &str) -> bool {
+    (name.starts_with("metadata_ml.mfs") || name.starts_with("changelog_ml")) && !name.ends_with(".tmp")
+}
+
+/// Moves all that is kept into a folder whose name says that this is not done yet; when it is, the name changes.
+async fn move_aside(ring: &Ring, folder: &Path, unfinished: &Path, aside: &Path) -> io::Result<()> {
+    for entry in ring.list(folder).await?.into_iter().filter(|entry| !entry.is_dir) {
+        if is_kept(&entry.name.to_string_lossy()) {
+            ring.rename(&folder.join(&entry.name), &unfinished.join(&entry.name)).await?;
+        }
+    }
+    ring.sync_dir(unfinished).await?;
+    ring.sync_dir(folder).await?;
+    ring.rename(unfinished, aside).await?;
+    ring.sync_dir(folder).await
+}
+
+/// What a crash interrupted: everything that is kept belongs together, there.
+async fn finish_setting_aside(ring: &Ring, folder: &Path) -> io::Result<()> {
+    for entry in ring.list(folder).await?.into_iter().filter(|entry| entry.is_dir) {
+        let name = entry.name.to_string_lossy();
+        if let Some(finished) = name.strip_prefix('.').filter(|name| name.starts_with(ASIDE)) {
+            warn!(folder = finished, "setting aside was interrupted; the rest follows now");
+            move_aside(ring, folder, &folder.join(&entry.name), &folder.join(finished)).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The numbers of the first and the last line of a journal file, whatever lies between. None: it has no lines.
+async fn ends(file: &File) -> io::Result<Option<(u64, u64)>> {
+    let (read, mut front) = file.read_at(vec![0; FRONT_BYTES], 0).await;
+    front.truncate(read?);
+    let first = meta::journal::line_version(&front);
+    let last = last_line(file).await?.as_deref().and_then(meta::journal::line_version);
+    // Of a damaged file all may be needed.
+    Ok(match (first, last) {
+        (None, None) => None,
+        (first, last) => Some((first.unwrap_or(0), last.unwrap_or(u64::MAX - 1))),
+    })
+}
+
+/// The last whole line of a journal file, without newline.
+async fn last_line(file: &File) -> io::Result<Option<Vec<u8>>> {
+    let from = file.stat().await?.size.saturating_sub(LINE_BYTES_MAX as u64);
+    let (read, mut bytes) = file.read_at(vec![0; LINE_BYTES_MAX], from).await;
+    bytes.truncate(read?);
+    let Some(end) = bytes.iter().rposition(|byte| *byte == b'\n') else { return Ok(None) };
+    let begin = bytes[..end].iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
+    Ok(Some(bytes[begin..end].to_vec()))
 }
 
 /// What a line's checksum says of it.
@@ -522,13 +687,13 @@ pub(super) async fn check_image(ring: &Ring, path: &Path) -> Result<Front, Strin
 
 #[cfg(test)]
 mod tests {
-    use ring::sim::{Settings, World};
+    use ring::sim::{self, World};
 
     use super::*;
 
     /// First, last and bytes of the sound lines of a file with these lines.
     fn scanned(lines: &str) -> (Option<(u64, u64)>, u64) {
-        let world = World::new(1, Settings::default());
+        let world = World::new(1, sim::Settings::default());
         let node = world.node(std::net::Ipv4Addr::new(10, 0, 0, 1));
         let bytes = lines.as_bytes().to_vec();
         world
@@ -548,6 +713,116 @@ mod tests {
             panic!("zero does not fit");
         };
         line(computed)
+    }
+
+    /// A folder with an image of version 1 and a store in it.
+    async fn store_with_image(ring: &Ring) -> Store {
+        ring.mkdir(Path::new("/kept"), 0o755).await.unwrap();
+        let image = [b"MFSM 2.0".as_slice(), &1u64.to_be_bytes(), &7u64.to_be_bytes(), WRAPPED_TAIL].concat();
+        ring.write_file_durably(&Path::new("/kept").join(IMAGE), 0o644, image).await.unwrap();
+        ring.sync_dir(Path::new("/")).await.unwrap();
+        open(ring).await
+    }
+
+    async fn open(ring: &Ring) -> Store {
+        let settings = Settings {
+            data_path: "/kept".into(),
+            master_host: String::new(),
+            master_port: 0,
+            bind_ip: None,
+            master_timeout_sec: 10,
+            reconnection_delay: std::time::Duration::from_secs(1),
+            journals_kept: 5,
+            images_kept: 3,
+            image_every_hours: 24,
+        };
+        Store::open(ring, &settings).await.unwrap()
+    }
+
+    fn on_a_ring<T: 'static>(test: impl AsyncFnOnce(Ring) -> T + 'static) -> T {
+        let world = World::new(1, sim::Settings::default());
+        let node = world.node(std::net::Ipv4Addr::new(10, 0, 0, 1));
+        world.run(node, |ring| async move { test(ring).await }).unwrap()
+    }
+
+    #[test]
+    fn journals_that_the_image_lacks_stay_whatever_their_number_and_empty_ones_push_none_out() {
+        on_a_ring(async |ring| {
+            let mut store = store_with_image(&ring).await;
+            for number in 1..=12 {
+                store.append(number, b"1700000000|ACCESS(1)");
+                store.rotate().await.unwrap();
+                store.rotate().await.unwrap();
+            }
+            assert_eq!(store.position().await.unwrap(), Some(13));
+            assert_eq!(open(&ring).await.from(), Some(12), "the last line is found in the file before");
+            let names = store.names().await.unwrap();
+            assert!(names.contains(&journal_name(12)) && !names.contains(&journal_name(13)), "{names:?}");
+            // With an image that has them, the limit counts.
+            store.image = Some(Front { version: 13, metaid: MetaId(7) });
+            store.append(13, b"1700000000|ACCESS(1)");
+            store.rotate().await.unwrap();
+            let names = store.names().await.unwrap();
+            assert!(names.contains(&journal_name(5)) && !names.contains(&journal_name(6)), "{names:?}");
+        });
+    }
+
+    #[test]
+    fn two_that_are_set_aside_in_one_second_do_not_mix() {
+        on_a_ring(async |ring| {
+            let mut store = store_with_image(&ring).await;
+            let mut folders = Vec::new();
+            for number in 1..=3 {
+                store.append(number, b"1700000000|ACCESS(1)");
+                folders.push(store.set_aside("a test").await.unwrap());
+            }
+            for (number, folder) in (1..).zip(folders) {
+                let log = ring.read_file(&folder.join(journal_name(0))).await.unwrap();
+                assert!(log.starts_with(format!("{number}: ").as_bytes()), "{}", folder.display());
+            }
+        });
+    }
+
+    #[test]
+    fn a_power_cut_while_setting_aside_leaves_all_in_one_place() {
+        let (mut here, mut there) = (0, 0);
+        for moment in 0..120u64 {
+            let world = World::new(moment, sim::Settings::default());
+            let node = world.node(std::net::Ipv4Addr::new(10, 0, 0, 1));
+            let prepared = world.run(node, |ring| async move {
+                let mut store = store_with_image(&ring).await;
+                for number in 1..=3 {
+                    store.append(number, b"1700000000|ACCESS(1)");
+                    store.rotate().await.unwrap();
+                }
+                store
+            });
+            let mut store = prepared.unwrap();
+            let task = world.spawn(node, |_| async move { store.set_aside("a test").await.map(drop) });
+            world.run_for(std::time::Duration::from_micros(20 * moment));
+            world.crash(node);
+            drop(task);
+            world.restart(node);
+            let (kept, aside) = world
+                .run(node, |ring| async move {
+                    let store = open(&ring).await;
+                    let kept = store.names().await.unwrap().into_iter().filter(|name| is_kept(name));
+                    let kept = kept.filter(|name| *name != journal_name(0)).count();
+                    let folders = ring.list(Path::new("/kept")).await.unwrap().into_iter().filter(|entry| entry.is_dir);
+                    let folders: Vec<_> = folders.map(|entry| entry.name).collect();
+                    let mut aside = 0;
+                    for folder in folders {
+                        assert!(folder.to_string_lossy().starts_with(ASIDE), "{folder:?}");
+                        aside += ring.list(&Path::new("/kept").join(folder)).await.unwrap().len();
+                    }
+                    (kept, aside)
+                })
+                .unwrap();
+            assert!((kept, aside) == (4, 0) || (kept == 0 && aside >= 4), "{moment}: {kept} here, {aside} there");
+            here += u32::from(aside == 0);
+            there += u32::from(kept == 0);
+        }
+        assert!(here > 0 && there > 0, "the moments reach from the beginning to the end: {here}, {there}");
     }
 
     #[test]

@@ -28,6 +28,8 @@ struct Scene {
     masters: Option<Running<MasterError>>,
     loggers: Option<Running<std::io::Error>>,
     made: u32,
+    /// How long the master remembers changes for those who come back.
+    remembered_seconds: u32,
 }
 
 fn master_settings(folder: &str) -> master::Settings {
@@ -79,12 +81,14 @@ impl Scene {
                 ring.sync_dir(Path::new("/")).await.unwrap();
             })
             .unwrap();
-        Scene { world, master, logger, masters: None, loggers: None, made: 0 }
+        Scene { world, master, logger, masters: None, loggers: None, made: 0, remembered_seconds: 1800 }
     }
 
     fn start_master(&mut self, folder: &str) {
         let (sender, wishes) = ring::channel::channel();
-        let (settings, ready) = (master_settings(folder), Rc::new(Cell::new(false)));
+        let ready = Rc::new(Cell::new(false));
+        let settings =
+            master::Settings { journal_remembered_seconds: self.remembered_seconds, ..master_settings(folder) };
         let is_ready = ready.clone();
         let handle =
             self.world.spawn(self.master, |ring| master::run(ring, settings, wishes, move || is_ready.set(true)));
@@ -213,10 +217,14 @@ fn after_a_gap_an_image_is_fetched_and_the_older_files_stay() {
     scene.start_logger();
     scene.change(5);
     scene.stop_logger();
-    scene.change(5);
-    scene.crash_master(); // what it remembered for loggers is gone
+    scene.remembered_seconds = 1;
+    scene.crash_master();
     scene.start_master("/data");
+    scene.change(5);
+    scene.world.run_for(Duration::from_secs(5)); // what it remembered for loggers is gone
     scene.start_logger();
+    scene.world.run_for(Duration::from_secs(2));
+    assert_eq!(scene.kept(), scene.at_the_master("/data"), "without another change");
     scene.change(5);
     assert_eq!(scene.kept(), scene.at_the_master("/data"));
     let names = scene.names("/kept");
@@ -242,6 +250,102 @@ fn a_master_that_was_rolled_back_does_not_take_what_is_kept_with_it() {
     scene.change(3);
     assert_eq!(scene.kept(), scene.at_the_master("/old"));
     assert_eq!(scene.plan_of(scene.logger, &scene.aside()).unwrap().to, newest, "all that was kept is still there");
+}
+
+#[test]
+fn a_master_that_was_rolled_back_and_has_passed_what_is_kept_is_not_taken_for_the_same() {
+    let mut scene = Scene::new(24);
+    scene.start_master("/data");
+    scene.start_logger();
+    scene.change(5);
+    scene.crash_master();
+    scene.copy_at_the_master("/data", "/old");
+    scene.start_master("/data");
+    scene.change(10);
+    scene.stop_logger();
+    let newest = scene.kept();
+    scene.crash_master();
+    scene.start_master("/old");
+    scene.change(30);
+    assert!(scene.at_the_master("/old") > newest);
+    scene.start_logger();
+    scene.change(3);
+    assert_eq!(scene.kept(), scene.at_the_master("/old"));
+    assert_eq!(scene.plan_of(scene.logger, &scene.aside()).unwrap().to, newest, "all that was kept is still there");
+}
+
+#[test]
+fn a_master_that_crashed_goes_on_with_its_metalogger_without_another_image() {
+    let mut scene = Scene::new(25);
+    scene.start_master("/data");
+    scene.start_logger();
+    scene.change(5);
+    scene.stop_logger();
+    scene.change(5);
+    scene.crash_master();
+    scene.start_master("/data");
+    scene.change(5);
+    scene.start_logger();
+    scene.world.run_for(Duration::from_secs(2));
+    assert_eq!(scene.kept(), scene.at_the_master("/data"));
+    let names = scene.names("/kept");
+    assert!(!names.contains(&format!("{IMAGE}.1")) && !names.contains(&"changelog_ml.1.mfs".to_owned()), "{names:?}");
+}
+
+#[test]
+fn an_image_that_was_due_while_no_connection_stood_is_fetched_by_the_next_one() {
+    let mut scene = Scene::new(26);
+    scene.start_master("/data");
+    scene.start_logger();
+    scene.change(5);
+    scene.stop_logger();
+    let (master, wishes) = scene.masters.take().unwrap();
+    drop(wishes); // a stop makes a new image
+    assert!(scene.world.run_until(|| master.is_finished()));
+    scene.world.run_for(Duration::from_secs(25 * 3600));
+    scene.start_master("/data");
+    scene.start_logger();
+    scene.world.run_for(Duration::from_secs(5));
+    let names = scene.names("/kept");
+    assert!(names.contains(&format!("{IMAGE}.1")), "{names:?}");
+    assert_eq!(scene.kept(), scene.at_the_master("/data"));
+}
+
+#[test]
+fn an_image_for_which_there_is_no_room_leaves_the_old_one_and_is_tried_for_again() {
+    let mut scene = Scene::new(27);
+    scene.start_master("/data");
+    scene.start_logger();
+    scene.change(5);
+    scene.stop_logger();
+    let old = scene.world.contents(scene.logger, &Path::new("/kept").join(IMAGE)).unwrap();
+    scene.change(5);
+    scene.remembered_seconds = 1;
+    scene.crash_master();
+    scene.start_master("/data");
+    scene.change(5);
+    scene.world.run_for(Duration::from_secs(5));
+    scene.world.set_disk_bytes(scene.logger, 4 << 20);
+    scene.start_logger();
+    scene.change(5);
+    let now = scene.world.contents(scene.logger, &Path::new("/kept").join(IMAGE)).unwrap();
+    assert!(now == old && !scene.names("/kept").contains(&format!("{IMAGE}.1")));
+    scene.world.set_disk_bytes(scene.logger, 1 << 30);
+    scene.world.run_for(Duration::from_secs(70));
+    assert_eq!(scene.kept(), scene.at_the_master("/data"));
+}
+
+#[test]
+fn a_look_up_that_hangs_does_not_keep_a_metalogger_from_stopping() {
+    let options = ring::Options { driver: ring::DriverChoice::Auto, buffers: 16, ..ring::Options::default() };
+    let (release, hangs) = std::sync::mpsc::channel::<()>();
+    let stopped = ring::run(options, |ring| async move {
+        let wishes = super::Wishes::new(logger_settings());
+        wishes.changed.set(true);
+        super::session::unless_wished(&ring, &wishes, move || hangs.recv().is_ok()).await
+    });
+    assert_eq!(stopped.unwrap(), None, "somebody wished a stop");
+    drop(release);
 }
 
 #[test]
