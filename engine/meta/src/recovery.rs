@@ -9,7 +9,7 @@ use std::ops::Range;
 use wire::MetaId;
 
 use crate::image::ImageHeader;
-use crate::journal::SurveyEnd;
+use crate::journal::{self, SurveyEnd};
 
 /// One image file, as far as its header and checksums tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +69,8 @@ pub enum Refusal {
     Gap { have: u64, next: u64, file: String },
     /// A journal is damaged before its end, and lines that follow would be lost.
     Damaged { file: String, after: u64, lost_to: u64 },
+    /// Two files have the same line with different contents.
+    TwoHistories { version: u64, one: String, other: String },
     /// The result would be older than what the cluster has seen.
     Older { reaches: u64, seen: u64 },
 }
@@ -112,6 +114,13 @@ impl fmt::Display for Refusal {
                 "{file} is damaged after change {}, and changes up to {lost_to} follow. Copy the file from a \
                  metalogger; start with --lose-changes-from={after} to go on without them",
                 after - 1
+            ),
+            Refusal::TwoHistories { version, one, other } => write!(
+                f,
+                "change {version} is one thing in {one} and another in {other}: once an old copy of the metadata was \
+                 started from, and two histories came to lie here. See by the times and names in their lines which one \
+                 is wanted, move the journal files and images of the other one to another place, keep them, and start \
+                 again"
             ),
             Refusal::Older { reaches, seen } => write!(
                 f,
@@ -212,10 +221,54 @@ pub fn plan(
     })
 }
 
+/// Lines that two files have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overlap {
+    /// Places in the list of journals.
+    pub one: usize,
+    pub other: usize,
+    /// First and last version that both have.
+    pub versions: (u64, u64),
+}
+
+/// Where journal files overlap. If the lines are equal there (`first_difference`), then everywhere: each run of lines is
+/// compared with the one before it that reaches farthest.
+pub fn overlaps(journals: &[JournalFacts]) -> Vec<Overlap> {
+    let mut runs: Vec<(u64, u64, usize)> = Vec::new();
+    runs.extend(
+        journals.iter().enumerate().filter_map(|(at, run)| run.versions.map(|(first, last)| (first, last, at))),
+    );
+    runs.sort_unstable();
+    let mut found = Vec::new();
+    let mut farthest: Option<(u64, usize)> = None;
+    for (first, last, at) in runs {
+        if let Some((reached, one)) = farthest.filter(|(reached, _)| first <= *reached) {
+            found.push(Overlap { one, other: at, versions: (first, last.min(reached)) });
+        }
+        if farthest.is_none_or(|(reached, _)| last > reached) {
+            farthest = Some((last, at));
+        }
+    }
+    found
+}
+
+/// The first of these versions whose lines are not equal. `one` and `other`: bytes of runs that hold all of them.
+pub fn first_difference(one: &[u8], other: &[u8], versions: (u64, u64)) -> Option<u64> {
+    let common = |bytes| {
+        let lines = journal::lines(bytes).map(|(_, line)| line.unwrap_or_default());
+        lines.skip_while(move |line| journal::line_version(line).is_none_or(|version| version < versions.0))
+    };
+    (versions.0..=versions.1)
+        .zip(common(one).zip(common(other)))
+        .find(|(_, (one, other))| one != other)
+        .map(|(at, _)| at)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::JournalError;
+    use crate::change::Change;
+    use crate::journal::{JournalError, Outcome};
 
     fn image(name: &str, version: u64) -> ImageFacts {
         let header = ImageHeader { meta_id: MetaId(7), version, written_at: 1 };
@@ -267,6 +320,34 @@ mod tests {
         assert_eq!(plan(&[], &[], &seen, None), Err(Refusal::Nothing));
         let bad = [ImageFacts { name: "x".into(), header: None }];
         assert_eq!(plan(&bad, &[], &seen, None), Err(Refusal::NoSoundImage { names: vec!["x".into()] }));
+    }
+
+    #[test]
+    fn files_of_two_histories_are_told_apart_wherever_they_overlap() {
+        let lines = |versions: std::ops::Range<u64>, time: u32| {
+            let mut bytes = Vec::new();
+            versions.for_each(|version| {
+                journal::format(version, time, &Change::Idle {}, &Outcome::default(), &mut bytes);
+            });
+            bytes
+        };
+        let runs = [
+            journal("long", 1, 100, SurveyEnd::Clean),
+            journal("inside", 20, 30, SurveyEnd::Clean),
+            journal("beyond", 90, 120, SurveyEnd::Clean),
+            journal("apart", 200, 210, SurveyEnd::Clean),
+            journal("late", 110, 130, SurveyEnd::Clean),
+        ];
+        let found = overlaps(&runs);
+        let at = |one, other, versions| Overlap { one, other, versions };
+        assert_eq!(found, [at(0, 1, (20, 30)), at(0, 2, (90, 100)), at(2, 4, (110, 120))]);
+
+        let (one, same) = (lines(1..101, 7), lines(90..121, 7));
+        assert_eq!(first_difference(&one, &same, (90, 100)), None);
+        let mut parting = lines(90..95, 7);
+        parting.extend(lines(95..121, 8));
+        assert_eq!(first_difference(&one, &parting, (90, 100)), Some(95));
+        assert_eq!(first_difference(&parting, &one, (90, 94)), None);
     }
 
     #[test]
