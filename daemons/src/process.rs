@@ -480,25 +480,12 @@ fn raise_limit(resource: Resource, wanted: u64, name: &str) {
 
 /// Become WORKING_USER and WORKING_GROUP; only root can, and for anybody else the options mean nothing.
 fn change_user(config: &Config) -> Result<(), String> {
-    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let group = fs::read_to_string("/etc/group").unwrap_or_default();
-    let (user, named) = match config.optional("WORKING_USER") {
-        Some(name) => (name.to_owned(), true),
-        // Packages create the user mfs; a machine without it falls back as MooseFS does.
-        None if find_user(&passwd, "mfs").is_some() => ("mfs".to_owned(), false),
-        None => ("nobody".to_owned(), false),
-    };
-    let working_group = config.text("WORKING_GROUP", "");
     if !rustix::process::geteuid().is_root() {
+        // Known options all the same.
+        let _ = (config.optional("WORKING_USER"), config.optional("WORKING_GROUP"));
         return Ok(());
     }
-    let (uid, primary) = find_user(&passwd, &user)
-        .ok_or_else(|| format!("{user}: no such user in /etc/passwd (WORKING_USER may also be #UID)"))?;
-    let gid = match working_group.as_str() {
-        "" => primary,
-        name => find_group(&group, name)
-            .ok_or_else(|| format!("{name}: no such group in /etc/group (WORKING_GROUP may also be #GID)"))?,
-    };
+    let WorkingUser { user, named, uid, gid } = WorkingUser::of(config)?;
     if uid == 0 && gid == 0 {
         return Ok(());
     }
@@ -506,6 +493,7 @@ fn change_user(config: &Config) -> Result<(), String> {
     let threads = fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
     assert_eq!(threads, 1, "the user is changed before the first thread is started");
     let fail = |error: rustix::io::Errno| format!("can't become user {user} ({uid}:{gid}): {error}");
+    let group = fs::read_to_string("/etc/group").unwrap_or_default();
     let extra: Vec<Gid> = groups_of(&group, &user).map(Gid::from_raw).collect();
     rustix::thread::set_thread_groups(&extra).map_err(fail)?;
     rustix::thread::set_thread_res_gid(Gid::from_raw(gid), Gid::from_raw(gid), Gid::from_raw(gid)).map_err(fail)?;
@@ -513,6 +501,37 @@ fn change_user(config: &Config) -> Result<(), String> {
     let why = if named { "" } else { " (WORKING_USER is not set)" };
     info!("running as user {user} ({uid}:{gid}){why}");
     Ok(())
+}
+
+/// As whom a daemon runs. WORKING_USER and WORKING_GROUP.
+pub(crate) struct WorkingUser {
+    user: String,
+    /// The configuration names it.
+    named: bool,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+impl WorkingUser {
+    /// Errors: this machine does not know user or group.
+    pub(crate) fn of(config: &Config) -> Result<WorkingUser, String> {
+        let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+        let group = fs::read_to_string("/etc/group").unwrap_or_default();
+        let (user, named) = match config.optional("WORKING_USER") {
+            Some(name) => (name.to_owned(), true),
+            // Packages create the user mfs; a machine without it falls back as MooseFS does.
+            None if find_user(&passwd, "mfs").is_some() => ("mfs".to_owned(), false),
+            None => ("nobody".to_owned(), false),
+        };
+        let (uid, primary) = find_user(&passwd, &user)
+            .ok_or_else(|| format!("{user}: no such user in /etc/passwd (WORKING_USER may also be #UID)"))?;
+        let gid = match config.text("WORKING_GROUP", "").as_str() {
+            "" => primary,
+            name => find_group(&group, name)
+                .ok_or_else(|| format!("{name}: no such group in /etc/group (WORKING_GROUP may also be #GID)"))?,
+        };
+        Ok(WorkingUser { user, named, uid, gid })
+    }
 }
 
 /// Uid and primary gid of a user by name or `#uid`, from the text of /etc/passwd.

@@ -8,9 +8,10 @@ use std::ops::Range;
 use std::path::Path;
 
 use meta::change::Change;
+use meta::image::Digest;
 use meta::image::{ImageHeader, Loader};
 use meta::journal::{self, Batch, SurveyEnd};
-use meta::recovery::{ImageFacts, JournalFacts, Known, Plan, plan};
+use meta::recovery::{ImageFacts, JournalFacts, Known, Overlap, Plan, Refusal, first_difference, overlaps, plan};
 use meta::{Namespace, Policy};
 use ring::{OpenHow, Ring};
 use tracing::{info, warn};
@@ -105,11 +106,21 @@ async fn list(ring: &Ring, folder: &Path) -> Result<Listed, MasterError> {
     Ok(Listed { names, headers, asks_for_new, of_moosefs })
 }
 
-/// What a start from this folder would do. Changes nothing. Errors: `Recovery` says why it would be refused.
-pub(crate) async fn examine(ring: &Ring, settings: &Settings) -> Result<Plan, MasterError> {
+/// Where a start from a folder would come to.
+pub(crate) struct Rehearsed {
+    pub(crate) plan: Plan,
+    pub(crate) digest: Digest,
+    /// Lines that were replayed.
+    pub(crate) changes: u64,
+}
+
+/// What a start from this folder would do: loads the image and replays every line. Changes nothing. Errors: `Recovery`
+/// says why it would be refused.
+pub(crate) async fn rehearse(ring: &Ring, settings: &Settings) -> Result<Rehearsed, MasterError> {
     let Listed { names, headers, of_moosefs, .. } = list(ring, &settings.data_path).await?;
-    let found = find(ring, settings, &names, headers).await?;
-    decide(ring, settings, &found.images, &found.journals, &of_moosefs).await
+    let Replayed { plan, namespace, changes, .. } =
+        load_and_replay(ring, settings, &names, headers, &of_moosefs).await?;
+    Ok(Rehearsed { plan, digest: namespace.digest(), changes })
 }
 
 /// What to load and replay. Files of a MooseFS master are not ours to load; but where they are all there is, or newer than
@@ -212,8 +223,79 @@ async fn find(ring: &Ring, settings: &Settings, names: &[String], mut headers: H
     Ok(Found { images, loaded, journals })
 }
 
-fn refused(refusal: meta::recovery::Refusal) -> MasterError {
+fn refused(refusal: Refusal) -> MasterError {
     MasterError::Recovery(format!("the metadata cannot be recovered: {refusal}"))
+}
+
+/// Errors: files have the same line with different contents.
+async fn same_history(ring: &Ring, folder: &Path, journals: &[JournalFacts]) -> Result<(), MasterError> {
+    for Overlap { one, other, versions } in overlaps(journals) {
+        let (one, other) = (&journals[one], &journals[other]);
+        let (left, right) =
+            (run(ring, folder, &one.name, &one.bytes).await?, run(ring, folder, &other.name, &other.bytes).await?);
+        if let Some(version) = first_difference(&left, &right, versions) {
+            return Err(refused(Refusal::TwoHistories { version, one: one.name.clone(), other: other.name.clone() }));
+        }
+    }
+    Ok(())
+}
+
+/// A run of lines of a journal file.
+async fn run(ring: &Ring, folder: &Path, name: &str, at: &Range<u64>) -> Result<Vec<u8>, MasterError> {
+    let path = folder.join(name);
+    let mut bytes = ring.read_file(&path).await?;
+    let (start, end) = (usize::try_from(at.start), usize::try_from(at.end));
+    match (start, end) {
+        (Ok(start), Ok(end)) if start <= end && end <= bytes.len() => {
+            bytes.truncate(end);
+            bytes.drain(..start);
+            Ok(bytes)
+        }
+        _ => Err(MasterError::Recovery(format!("{}: became shorter meanwhile", path.display()))),
+    }
+}
+
+/// Metadata as image and journal give them, before anything on disk is touched.
+struct Replayed {
+    plan: Plan,
+    image: String,
+    namespace: Namespace,
+    changes: u64,
+    unfinished: BTreeSet<ChunkId>,
+    journals: Vec<JournalFacts>,
+}
+
+async fn load_and_replay(
+    ring: &Ring,
+    settings: &Settings,
+    names: &[String],
+    headers: Headers,
+    of_moosefs: &[(String, u64)],
+) -> Result<Replayed, MasterError> {
+    let folder = &settings.data_path;
+    let Found { images, loaded, journals } = find(ring, settings, names, headers).await?;
+    let plan = decide(ring, settings, &images, &journals, of_moosefs).await?;
+    same_history(ring, folder, &journals).await?;
+    let (image, mut namespace) = match loaded {
+        Some((name, namespace)) if name == plan.image => (name, namespace),
+        _ => {
+            let namespace = load_image(ring, &folder.join(&plan.image), settings.policy)
+                .await
+                .map_err(|reason| MasterError::Recovery(format!("{}: {reason}", plan.image)))?;
+            (plan.image.clone(), namespace)
+        }
+    };
+    let mut changes = 0u64;
+    let mut unfinished = BTreeSet::new();
+    for (name, bytes) in &plan.journals {
+        changes += replay(ring, folder, name, bytes, &mut namespace, &mut unfinished).await?;
+    }
+    if namespace.version() != plan.to {
+        let reached = namespace.version();
+        let text = format!("the metadata reach change {reached}, not {}: the files change meanwhile", plan.to);
+        return Err(MasterError::Recovery(text));
+    }
+    Ok(Replayed { plan, image, namespace, changes, unfinished, journals })
 }
 
 async fn recover(
@@ -224,24 +306,10 @@ async fn recover(
     of_moosefs: &[(String, u64)],
 ) -> Result<Loaded, MasterError> {
     let folder = &settings.data_path;
-    let Found { images, loaded, journals } = find(ring, settings, names, headers).await?;
-    let plan = decide(ring, settings, &images, &journals, of_moosefs).await?;
+    let replayed = load_and_replay(ring, settings, names, headers, of_moosefs).await?;
+    let Replayed { plan, image, mut namespace, changes: applied, unfinished, journals } = replayed;
     for remark in &plan.remarks {
         warn!("recovery: {remark}");
-    }
-    let (image, mut namespace) = match loaded {
-        Some((name, namespace)) if name == plan.image => (name, namespace),
-        _ => {
-            let namespace = load_image(ring, &folder.join(&plan.image), settings.policy)
-                .await
-                .map_err(|reason| MasterError::Recovery(format!("{}: {reason}", plan.image)))?;
-            (plan.image.clone(), namespace)
-        }
-    };
-    let mut applied = 0u64;
-    let mut unfinished = BTreeSet::new();
-    for (name, bytes) in &plan.journals {
-        applied += replay(ring, &folder.join(name), bytes, &mut namespace, &mut unfinished).await?;
     }
     info!(image, from = plan.from, to = namespace.version(), changes = applied, "metadata recovered");
 
@@ -412,18 +480,16 @@ async fn load_image(ring: &Ring, path: &Path, policy: Policy) -> Result<Namespac
 /// Applies the lines of a file that the metadata does not have yet. Returns how many.
 async fn replay(
     ring: &Ring,
-    path: &Path,
+    folder: &Path,
+    name: &str,
     at: &Range<u64>,
     namespace: &mut Namespace,
     unfinished: &mut BTreeSet<ChunkId>,
 ) -> Result<u64, MasterError> {
-    let bytes = ring.read_file(path).await?;
-    let part = usize::try_from(at.start).ok().zip(usize::try_from(at.end).ok());
-    let part = part.and_then(|(start, end)| bytes.get(start..end));
-    let part = part.ok_or_else(|| MasterError::Recovery(format!("{}: became shorter meanwhile", path.display())))?;
+    let lines = run(ring, folder, name, at).await?;
     let mut applied = 0;
-    let refuse = |text: String| MasterError::Recovery(format!("{}: {text}", path.display()));
-    for (_, line) in journal::lines(part) {
+    let refuse = |text: String| MasterError::Recovery(format!("{}: {text}", folder.join(name).display()));
+    for (_, line) in journal::lines(&lines) {
         let line = line.map_err(|error| refuse(error.to_string()))?;
         if journal::line_version(line).is_some_and(|version| version < namespace.version()) {
             continue;

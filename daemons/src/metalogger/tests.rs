@@ -12,7 +12,7 @@ use ring::{JoinHandle, Ring};
 use super::store::{IMAGE, check_image};
 use super::{Settings, run};
 use crate::master::tests::Peer;
-use crate::master::{self, MasterError, examine};
+use crate::master::{self, MasterError, rehearse};
 use crate::signals::Wish;
 
 const MASTER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
@@ -141,7 +141,9 @@ impl Scene {
 
     fn plan_of(&self, node: NodeId, folder: &str) -> Result<meta::recovery::Plan, MasterError> {
         let settings = master_settings(folder);
-        self.world.run(node, |ring| async move { examine(&ring, &settings).await }).expect("it ends")
+        self.world
+            .run(node, |ring| async move { rehearse(&ring, &settings).await.map(|reached| reached.plan) })
+            .expect("it ends")
     }
 
     fn copy_at_the_master(&self, from: &'static str, to: &'static str) {
