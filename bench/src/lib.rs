@@ -11,6 +11,8 @@
 //! | [`subject`] | the chunkservers of one kind, their files and their use of the machine |
 //! | [`fio`] | the same job by fio, on plain files |
 //! | [`figures`] | medians, tables, JSON |
+//!
+//! `bin/master` measures masters alone, by their clients' port: [`master`].
 #![forbid(unsafe_code)]
 
 pub mod content;
@@ -18,5 +20,6 @@ pub mod figures;
 pub mod fio;
 pub mod job;
 pub mod load;
+pub mod master;
 pub mod replies;
 pub mod subject;

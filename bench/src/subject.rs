@@ -200,7 +200,7 @@ pub fn our_binary() -> Result<PathBuf, String> {
 }
 
 /// A line of /proc/PID/status that is in kB, in bytes; 0 if it is not there.
-fn status_bytes(pid: u32, name: &str) -> u64 {
+pub fn status_bytes(pid: u32, name: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let value = status.lines().find_map(|line| line.strip_prefix(name));
     value.and_then(|value| value.split_whitespace().next()).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0)
