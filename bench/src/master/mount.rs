@@ -15,6 +15,7 @@ const ENTRIES_ALL: u32 = u32::MAX;
 
 /// What one request asks.
 #[derive(Clone, Copy)]
+#[allow(clippy::large_enum_variant, reason = "one at a time, on the stack")]
 pub enum Ask {
     Lookup(Inode, Name),
     Getattr(Inode),
