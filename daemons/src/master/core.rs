@@ -138,10 +138,7 @@ impl Core {
             }
         }
         client::locks::deliver(self);
-        let batch = self.namespace.take_journal();
-        let any = !batch.bytes.is_empty();
-        self.journal.add(batch);
-        any
+        self.journal.take_from(&mut self.namespace)
     }
 
     fn apply(&mut self, effect: Effect, now: u32) {
@@ -230,7 +227,7 @@ impl Core {
     /// Sends an answer; if this handler changed something, once that is durable.
     pub(super) fn reply(&mut self, outbox: &Rc<Outbox>, packet: Vec<u8>) {
         if self.namespace.journal_is_empty() {
-            outbox.push(&packet);
+            outbox.push_owned(packet);
         } else {
             self.journal.send_when_durable(self.namespace.version(), outbox, packet, None);
         }

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use meta::Namespace;
 use meta::journal::{Batch, TORN_BYTES_MAX};
 use ring::{File, IoBufExt, OpenHow, Ring};
 use tracing::{error, info, warn};
@@ -40,14 +41,11 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// Lines that are not durable yet, packets that wait for them, and lines that followers may still ask for.
 pub(super) struct Queue {
-    pending: Vec<u8>,
-    /// Version behind the last line that was handed over.
-    handed: u64,
+    /// Lines for the next batch.
+    pending: Batch,
     /// Version behind the last durable line.
     durable: u64,
     waiting: VecDeque<Waiting>,
-    /// Batches not yet durable, for the followers.
-    fresh: VecDeque<Batch>,
     remembered: VecDeque<(u32, Batch)>,
     /// Bytes of lines in the file that is being written; behind them it may be padded. `None`: it is not open, and not
     /// padded.
@@ -67,11 +65,9 @@ impl Queue {
     /// `version`: that of the next line.
     pub(super) fn new(version: u64) -> Queue {
         Queue {
-            pending: Vec::new(),
-            handed: version,
+            pending: Batch { first: version, next: version, bytes: Vec::new() },
             durable: version,
             waiting: VecDeque::new(),
-            fresh: VecDeque::new(),
             remembered: VecDeque::new(),
             file_bytes: None,
             rotate: false,
@@ -79,15 +75,9 @@ impl Queue {
         }
     }
 
-    /// Lines for the next batch.
-    pub(super) fn add(&mut self, batch: Batch) {
-        if batch.bytes.is_empty() {
-            return;
-        }
-        debug_assert_eq!(batch.first, self.handed, "lines come without gaps");
-        self.handed = batch.next;
-        self.pending.extend_from_slice(&batch.bytes);
-        self.fresh.push_back(batch);
+    /// Lines for the next batch. Returns whether there were any.
+    pub(super) fn take_from(&mut self, namespace: &mut Namespace) -> bool {
+        namespace.take_journal_into(&mut self.pending)
     }
 
     /// Everything up to this version is durable.
@@ -167,21 +157,22 @@ impl Queue {
         }
     }
 
-    fn became_durable(&mut self, version: u64, now: u32) -> Vec<Batch> {
+    /// What waited for lines before `version` leaves.
+    fn became_durable(&mut self, version: u64) {
         self.durable = version;
         while self.waiting.front().is_some_and(|waiting| waiting.version <= version) {
             let Some(waiting) = self.waiting.pop_front() else { break };
-            waiting.outbox.push(&waiting.packet);
+            waiting.outbox.push_owned(waiting.packet);
             if let Some(keep_alive) = waiting.keep_alive {
                 waiting.outbox.keep_alive(keep_alive);
             }
         }
-        let mut batches = Vec::new();
-        while self.fresh.front().is_some_and(|batch| batch.next <= version) {
-            batches.extend(self.fresh.pop_front());
-        }
-        self.remembered.extend(batches.iter().map(|batch| (now, batch.clone())));
-        batches
+    }
+
+    /// Keeps durable lines for followers that come back.
+    fn remember(&mut self, mut batch: Batch, now: u32) {
+        batch.bytes.shrink_to_fit();
+        self.remembered.push_back((now, batch));
     }
 }
 
@@ -379,19 +370,22 @@ pub(crate) fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
 /// Writes batch after batch until the master stops.
 pub(super) async fn write_journal(master: Shared, mut file: JournalFile) {
     loop {
-        let (bytes, version, rotate, stop) = {
+        let (batch, rotate, stop) = {
             let mut core = master.core.borrow_mut();
             let queue = &mut core.journal;
             let rotate = std::mem::take(&mut queue.rotate);
-            (std::mem::take(&mut queue.pending), queue.handed, rotate, queue.stop)
+            let next = queue.pending.next;
+            let empty = Batch { first: next, next, bytes: Vec::with_capacity(queue.pending.bytes.len()) };
+            (std::mem::replace(&mut queue.pending, empty), rotate, queue.stop)
         };
-        if !bytes.is_empty() {
-            let file_bytes = append_at_last(&master, &mut file, &bytes).await;
+        if !batch.is_empty() {
+            let file_bytes = append_at_last(&master, &mut file, &batch.bytes).await;
             let now = master.now();
             let mut core = master.core.borrow_mut();
             core.journal.file_bytes = Some(file_bytes);
-            let batches = core.journal.became_durable(version, now);
-            core.loggers.changed(&batches);
+            core.journal.became_durable(batch.next);
+            core.loggers.changed(std::slice::from_ref(&batch));
+            core.journal.remember(batch, now);
             continue;
         }
         if rotate {

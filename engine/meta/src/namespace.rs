@@ -114,6 +114,23 @@ impl Namespace {
         batch
     }
 
+    /// As `take_journal`, behind what `batch` holds already: the lines before these, or nothing. Returns whether there
+    /// were any.
+    pub fn take_journal_into(&mut self, batch: &mut Batch) -> bool {
+        if self.lines.is_empty() {
+            return false;
+        }
+        if batch.is_empty() {
+            batch.first = self.lines_first;
+        }
+        debug_assert!(batch.bytes.is_empty() || batch.next == self.lines_first, "lines come without gaps");
+        batch.bytes.extend_from_slice(&self.lines);
+        batch.next = self.state.version;
+        self.lines.clear();
+        self.lines_first = self.state.version;
+        true
+    }
+
     pub fn journal_is_empty(&self) -> bool {
         self.lines.is_empty()
     }
