@@ -16,6 +16,10 @@ use wire::{HEADER_BYTES, Header};
 
 /// Bytes that may wait for a peer that does not read. Beyond that it is cut off.
 const WAITING_BYTES_MAX: usize = 256 << 20;
+/// Shorter packets are copied behind one another.
+const COPIED_BYTES_MAX: usize = 4 << 10;
+/// A buffer up to this size is used again.
+const KEPT_BYTES_MAX: usize = 64 << 10;
 /// Bytes of one receive.
 const RECEIVE_BYTES: usize = 64 << 10;
 
@@ -80,6 +84,18 @@ impl Outbox {
         state.sending || !state.bytes.is_empty()
     }
 
+    /// As `push`; a long packet is not copied if nothing waits before it.
+    pub(crate) fn push_owned(&self, packet: Vec<u8>) {
+        let mut state = self.state.borrow_mut();
+        if packet.len() < COPIED_BYTES_MAX || !state.bytes.is_empty() {
+            drop(state);
+            return self.push(&packet);
+        }
+        state.bytes = packet;
+        drop(state);
+        self.wake.notify_one();
+    }
+
     /// A notice that nobody asked for. Left out until the peer's registration was answered: that answer may still wait
     /// for the disk, and a peer in the middle of its hand-shake takes nothing else. What it missed it does not have yet.
     pub(crate) fn push_notice(&self, packet: &[u8]) {
@@ -124,9 +140,14 @@ pub(crate) async fn write_out(ring: Ring, stream: Stream, outbox: Rc<Outbox>) {
             break;
         }
         if !bytes.is_empty() {
-            let (sent, _) = stream.send_all(bytes).await;
+            let (sent, mut spent) = stream.send_all(bytes).await;
             if sent.is_err() {
                 break;
+            }
+            let mut state = outbox.state.borrow_mut();
+            if state.bytes.capacity() == 0 && spent.capacity() <= KEPT_BYTES_MAX {
+                spent.clear();
+                state.bytes = spent;
             }
             continue;
         }

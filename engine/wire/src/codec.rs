@@ -126,9 +126,11 @@ pub trait Field: Sized {
 macro_rules! integer_field {
     ($($type:ty),*) => { $(
         impl Field for $type {
+            #[inline]
             fn put(&self, out: &mut Vec<u8>) {
                 out.extend_from_slice(&self.to_be_bytes());
             }
+            #[inline]
             fn take(input: &mut Input<'_>) -> Result<Self, WireError> {
                 let bytes = input.bytes(size_of::<$type>(), stringify!($type))?;
                 Ok(<$type>::from_be_bytes(bytes.try_into().expect("as many bytes as were asked for")))

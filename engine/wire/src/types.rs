@@ -431,13 +431,17 @@ impl Attr {
 
 impl Field for Attr {
     fn put(&self, out: &mut Vec<u8>) {
-        self.flags.put(out);
-        (u16::from(self.kind as u8) << 12 | self.mode & 0o7777).put(out);
-        for word in [self.uid, self.gid, self.atime, self.mtime, self.ctime, self.nlink] {
-            word.put(out);
+        // In one piece: listings have a million of them.
+        let mut bytes = [0; Attr::BYTES];
+        bytes[0] = self.flags;
+        bytes[1..3].copy_from_slice(&(u16::from(self.kind as u8) << 12 | self.mode & 0o7777).to_be_bytes());
+        let words = [self.uid, self.gid, self.atime, self.mtime, self.ctime, self.nlink];
+        for (place, word) in bytes[3..27].chunks_exact_mut(4).zip(words) {
+            place.copy_from_slice(&word.to_be_bytes());
         }
-        self.extra.put(out);
-        self.winattr.put(out);
+        bytes[27..35].copy_from_slice(&self.extra.to_be_bytes());
+        bytes[35] = self.winattr;
+        out.extend_from_slice(&bytes);
     }
     fn take(input: &mut Input<'_>) -> Result<Self, WireError> {
         if input.remaining() < Attr::BYTES {

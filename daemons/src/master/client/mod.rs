@@ -33,6 +33,8 @@ use crate::connection::{KeepAlive, Outbox, PacketReader, write_out};
 
 /// A client that is silent for so long is gone. Spec 30, 1.1.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// Room for an answer; most fit.
+const PACKET_BYTES: usize = 128;
 /// A mount hears from us at least this often.
 const NOP_EVERY: Duration = Duration::from_secs(1);
 
@@ -298,9 +300,15 @@ impl Request<'_> {
 
 /// Header, message id, and what `put` appends.
 fn packet(kind: u32, msgid: u32, put: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
-    let mut out = vec![0; HEADER_BYTES];
+    let mut out = Vec::with_capacity(PACKET_BYTES);
+    out.extend_from_slice(&[0; HEADER_BYTES]);
     msgid.put(&mut out);
     put(&mut out);
+    with_header(kind, out)
+}
+
+/// The packet whose payload stands behind room for a header.
+fn with_header(kind: u32, mut out: Vec<u8>) -> Vec<u8> {
     let length = u32::try_from(out.len() - HEADER_BYTES).expect("answers are far below 4 GiB");
     out[..HEADER_BYTES].copy_from_slice(&Header { kind, length }.encode());
     out

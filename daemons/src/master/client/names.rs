@@ -4,13 +4,13 @@ use meta::{Opened, SetAttr};
 use wire::{
     Attr, ChunkZero, CltomaFuseAccess, CltomaFuseCreate, CltomaFuseGetattr, CltomaFuseLink, CltomaFuseLookup,
     CltomaFuseMkdir, CltomaFuseMknod, CltomaFuseOpen, CltomaFuseReaddir, CltomaFuseReadlink, CltomaFuseRename,
-    CltomaFuseRmdir, CltomaFuseSetattr, CltomaFuseStatfs, CltomaFuseSymlink, CltomaFuseUnlink, Field, Inode,
-    MatoclFuseFlengHasChanged, MatoclFuseReadlink, MatoclFuseStatfs, MatoclFuseStatfsFree, Name, Packet, Status, Text,
+    CltomaFuseRmdir, CltomaFuseSetattr, CltomaFuseStatfs, CltomaFuseSymlink, CltomaFuseUnlink, Field, HEADER_BYTES,
+    Inode, MatoclFuseFlengHasChanged, MatoclFuseReadlink, MatoclFuseStatfs, MatoclFuseStatfsFree, Packet, Status, Text,
     WireError, attr_flags, knows_open_flags, lookup_flags, open_flags, opened_flags, readdir_flags,
     removed_answer_has_inode, statfs_answer_has_free,
 };
 
-use super::Request;
+use super::{Request, with_header};
 
 /// Serves the packet if it is one of this module's. Returns whether it was.
 pub(super) fn dispatch(request: &mut Request<'_>, kind: u32, payload: &[u8]) -> Result<bool, WireError> {
@@ -211,7 +211,11 @@ impl Request<'_> {
         let caller = self.caller(packet.uid, packet.gids.as_slice());
         let with_attr = packet.flags & readdir_flags::WITHATTR != 0;
         let version = self.link.version;
-        let mut entries = Vec::new();
+        let mut out = Vec::with_capacity(LISTING_BYTES);
+        out.extend_from_slice(&[0; HEADER_BYTES]);
+        msgid.put(&mut out);
+        let next_at = out.len();
+        0u64.put(&mut out);
         let next = self.core.namespace.readdir(
             &caller,
             packet.inode,
@@ -219,21 +223,20 @@ impl Request<'_> {
             packet.maxentries,
             packet.nedgeid,
             &mut |entry| {
-                if let Ok(name) = Name::new(entry.name) {
-                    name.put(&mut entries);
-                    entry.inode.put(&mut entries);
+                if let Ok(length) = u8::try_from(entry.name.len()) {
+                    out.push(length);
+                    out.extend_from_slice(entry.name);
+                    entry.inode.put(&mut out);
                     match entry.attr {
-                        Some(attr) if with_attr => attr.put_for(version, &mut entries),
-                        _ => entry.kind.put(&mut entries),
+                        Some(attr) if with_attr => attr.put_for(version, &mut out),
+                        _ => entry.kind.put(&mut out),
                     }
                 }
             },
         );
         let result = next.map(|next| {
-            self.packet(msgid, |out| {
-                next.put(out);
-                out.extend_from_slice(&entries);
-            })
+            out[next_at..next_at + size_of::<u64>()].copy_from_slice(&next.to_be_bytes());
+            with_header(self.answer, out)
         });
         self.finish(msgid, result);
     }
@@ -282,6 +285,9 @@ impl Request<'_> {
         self.finish(msgid, result);
     }
 }
+
+/// Room for a listing to begin with.
+const LISTING_BYTES: usize = 4 << 10;
 
 /// Any of the access bits with R or W. Spec 31, 31.4: bit (1 << mask), R 4, W 2.
 const MAY_READ_OR_WRITE: u16 = 0b1111_1100;
