@@ -48,6 +48,10 @@ impl Names {
         self.bytes.slice(at as usize * UNIT_BYTES, length_bytes)
     }
 
+    pub(crate) fn get_mut(&mut self, at: u32, length_bytes: usize) -> &mut [u8] {
+        self.bytes.slice_mut(at as usize * UNIT_BYTES, length_bytes)
+    }
+
     pub(crate) fn remove(&mut self, at: u32, length_bytes: usize) {
         self.release(at, units(length_bytes));
     }

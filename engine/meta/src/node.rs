@@ -176,24 +176,44 @@ pub(crate) struct Edge {
     /// Neighbours in the list of the directory (or bucket): the one made before, the one made after.
     pub(crate) older: u32,
     pub(crate) newer: u32,
-    /// Next older name of the same child.
-    pub(crate) next_link: u32,
+    /// Handle in `Names`. See `has_link`.
     pub(crate) name: u32,
     id_low: u32,
     id_high: u16,
-    pub(crate) name_bytes: u16,
+    /// Length of the name, and `LINK`.
+    name_word: u16,
 }
-const _: () = assert!(size_of::<Edge>() == 32);
+const _: () = assert!(size_of::<Edge>() == 28);
+
+/// Bit of `Edge::name_word`.
+const LINK: u16 = 0x8000;
+/// Bytes of a link in front of a name.
+pub(crate) const LINK_BYTES: usize = size_of::<u32>();
 
 /// The id that a new file system gives to its first edge; they count down. Spec 31, 31.6.
 pub(crate) const FIRST_EDGE_ID: u64 = 0x7FFF_FFFF_FFFF_FFFE;
 
 impl Edge {
     pub(crate) fn new(parent: u32, child: u32, name: u32, name_bytes: usize, id: u64) -> Edge {
-        let name_bytes = u16::try_from(name_bytes).expect("names and paths are at most 1024 bytes");
-        let mut edge = Edge { parent, child, name, name_bytes, ..Edge::default() };
+        let name_word = u16::try_from(name_bytes).ok().filter(|bytes| bytes & LINK == 0);
+        let name_word = name_word.expect("names and paths are at most 1024 bytes");
+        let mut edge = Edge { parent, child, name, name_word, ..Edge::default() };
         edge.set_id(id);
         edge
+    }
+
+    pub(crate) fn name_bytes(&self) -> usize {
+        usize::from(self.name_word & !LINK)
+    }
+
+    /// The next older name of the same child stands in front of the name, 4 bytes. Few nodes have two names, so only
+    /// theirs pay for it.
+    pub(crate) fn has_link(&self) -> bool {
+        self.name_word & LINK != 0
+    }
+
+    pub(crate) fn set_has_link(&mut self) {
+        self.name_word |= LINK;
     }
 
     /// Ids are kept as their distance from the first one, in 48 bits: 10 million a second for 300 days; 300 a second

@@ -15,7 +15,7 @@ use crate::class::Classes;
 use crate::index::{Index, hash};
 use crate::locks::Locks;
 use crate::names::Names;
-use crate::node::{ChunkList, Dir, Edge, FIRST_EDGE_ID, Figures, Node, Owners, mark, size_on_disk};
+use crate::node::{ChunkList, Dir, Edge, FIRST_EDGE_ID, Figures, LINK_BYTES, Node, Owners, mark, size_on_disk};
 use crate::quota::Quota;
 use crate::session::Session;
 
@@ -326,7 +326,7 @@ impl State {
 
     pub(crate) fn name(&self, edge: u32) -> &[u8] {
         let edge = self.edges.get(edge);
-        self.names.get(edge.name, usize::from(edge.name_bytes))
+        name_of(&self.names, edge)
     }
 
     pub(crate) fn find(&self, parent: u32, name: &[u8]) -> Option<u32> {
@@ -350,7 +350,7 @@ impl State {
         std::iter::from_fn(move || {
             let edge = next;
             (edge != 0).then(|| {
-                next = self.edges.get(edge).next_link;
+                next = self.next_link(edge);
                 edge
             })
         })
@@ -621,7 +621,8 @@ impl State {
             let first = self.at(inode).edge;
             let mut next = first;
             while next != 0 {
-                let Edge { parent, next_link, .. } = *self.edges.get(next);
+                let parent = self.edges.get(next).parent;
+                let next_link = self.next_link(next);
                 if parent == 0 {
                     self.count_detached(inode, before.length, after.length, 0);
                 } else {
@@ -859,11 +860,36 @@ impl State {
     }
 
     fn new_edge(&mut self, parent: u32, child: u32, name: &[u8], id: u64) -> u32 {
-        let mut edge = Edge::new(parent, child, self.names.insert(name), name.len(), id);
-        edge.next_link = self.at(child).edge;
+        let edge = Edge::new(parent, child, self.names.insert(name), name.len(), id);
         let edge = self.edges.insert(edge);
+        self.set_next_link(edge, self.at(child).edge);
         self.at_mut(child).edge = edge;
         edge
+    }
+
+    /// The next older name of the same node; 0 is none.
+    fn next_link(&self, edge: u32) -> u32 {
+        let edge = self.edges.get(edge);
+        if !edge.has_link() {
+            return 0;
+        }
+        let link = self.names.get(edge.name, LINK_BYTES);
+        u32::from_be_bytes(link.try_into().expect("a link has 4 bytes"))
+    }
+
+    fn set_next_link(&mut self, edge: u32, next: u32) {
+        let Edge { name, .. } = *self.edges.get(edge);
+        if self.edges.get(edge).has_link() {
+            self.names.get_mut(name, LINK_BYTES).copy_from_slice(&next.to_be_bytes());
+        } else if next != 0 {
+            let bytes = self.edges.get(edge).name_bytes();
+            let linked = [&next.to_be_bytes(), self.names.get(name, bytes)].concat();
+            self.names.remove(name, bytes);
+            let name = self.names.insert(&linked);
+            let edge = self.edges.get_mut(edge);
+            edge.name = name;
+            edge.set_has_link();
+        }
     }
 
     /// Orders the names of a node newest first, as they are when made one after the other. For an image, whose edges
@@ -873,7 +899,7 @@ impl State {
         links.sort_unstable_by_key(|edge| self.edges.get(*edge).id());
         let mut next = 0;
         for edge in links.iter().rev() {
-            self.edges.get_mut(*edge).next_link = next;
+            self.set_next_link(*edge, next);
             next = *edge;
         }
         self.at_mut(inode).edge = next;
@@ -898,7 +924,7 @@ impl State {
         let (edges, names) = (&self.edges, &self.names);
         let hash_of = |edge: u32| {
             let edge = edges.get(edge);
-            hash(u64::from(edge.parent), names.get(edge.name, usize::from(edge.name_bytes)))
+            hash(u64::from(edge.parent), name_of(names, edge))
         };
         self.name_index.insert(hash_of(edge), edge, hash_of);
         let is_directory = self.at(child).is_directory();
@@ -914,7 +940,9 @@ impl State {
     }
 
     fn drop_edge(&mut self, edge: u32) {
-        let Edge { child, older, newer, next_link, name, name_bytes, .. } = self.edges.remove(edge);
+        let next_link = self.next_link(edge);
+        let removed = self.edges.remove(edge);
+        let Edge { child, older, newer, .. } = removed;
         if older != 0 {
             self.edges.get_mut(older).newer = newer;
         }
@@ -925,13 +953,23 @@ impl State {
             self.at_mut(child).edge = next_link;
         } else {
             let mut before = self.at(child).edge;
-            while self.edges.get(before).next_link != edge {
-                before = self.edges.get(before).next_link;
+            loop {
+                let next = self.next_link(before);
+                if next == edge {
+                    break;
+                }
+                before = next;
             }
-            self.edges.get_mut(before).next_link = next_link;
+            self.set_next_link(before, next_link);
         }
-        self.names.remove(name, usize::from(name_bytes));
+        let link_bytes = if removed.has_link() { LINK_BYTES } else { 0 };
+        self.names.remove(removed.name, link_bytes + removed.name_bytes());
     }
+}
+
+fn name_of<'a>(names: &'a Names, edge: &Edge) -> &'a [u8] {
+    let link_bytes = if edge.has_link() { LINK_BYTES } else { 0 };
+    &names.get(edge.name, link_bytes + edge.name_bytes())[link_bytes..]
 }
 
 /// Index of the chunk that holds the last byte of a file, which is not empty.
