@@ -128,13 +128,15 @@ impl Outbox {
 /// Sends what the outbox gathers until it is closed or the peer is gone. Closes the stream.
 pub(crate) async fn write_out(ring: Ring, stream: Stream, outbox: Rc<Outbox>) {
     loop {
-        let (bytes, ending, keep_alive) = {
+        let (bytes, ending) = {
             let mut state = outbox.state.borrow_mut();
             state.sending = !state.bytes.is_empty();
-            if !state.sending {
+            if state.sending {
+                (std::mem::take(&mut state.bytes), state.ending)
+            } else {
                 outbox.emptied.notify_one();
+                (Vec::new(), state.ending)
             }
-            (std::mem::take(&mut state.bytes), state.ending, state.keep_alive.clone())
         };
         if ending == Ending::Now || (ending == Ending::Flush && bytes.is_empty()) {
             break;
@@ -151,11 +153,13 @@ pub(crate) async fn write_out(ring: Ring, stream: Stream, outbox: Rc<Outbox>) {
             }
             continue;
         }
-        match keep_alive {
+        let every = outbox.state.borrow().keep_alive.as_ref().map(|keep_alive| keep_alive.every);
+        match every {
             None => outbox.wake.notified().await,
-            Some(keep_alive) => {
-                if ring.timeout(keep_alive.every, outbox.wake.notified()).await.is_err() {
-                    outbox.push(&keep_alive.nop);
+            Some(every) => {
+                if ring.timeout(every, outbox.wake.notified()).await.is_err() {
+                    let nop = outbox.state.borrow().keep_alive.as_ref().map(|keep_alive| keep_alive.nop.clone());
+                    outbox.push(&nop.unwrap_or_default());
                 }
             }
         }

@@ -170,7 +170,7 @@ impl Queue {
     }
 
     /// Keeps durable lines for followers that come back.
-    fn remember(&mut self, mut batch: Batch, now: u32) {
+    fn keep(&mut self, mut batch: Batch, now: u32) {
         batch.bytes.shrink_to_fit();
         self.remembered.push_back((now, batch));
     }
@@ -385,7 +385,7 @@ pub(super) async fn write_journal(master: Shared, mut file: JournalFile) {
             core.journal.file_bytes = Some(file_bytes);
             core.journal.became_durable(batch.next);
             core.loggers.changed(std::slice::from_ref(&batch));
-            core.journal.remember(batch, now);
+            core.journal.keep(batch, now);
             continue;
         }
         if rotate {
@@ -471,8 +471,8 @@ mod tests {
             for version in batch.clone() {
                 meta::journal::format(version, 9, &Change::Idle {}, &meta::journal::Outcome::default(), &mut bytes);
             }
-            queue.add(Batch { first: batch.start, next: batch.end, bytes });
-            queue.became_durable(batch.end, 9);
+            queue.became_durable(batch.end);
+            queue.keep(Batch { first: batch.start, next: batch.end, bytes }, 9);
         }
         queue
     }
