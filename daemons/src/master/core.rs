@@ -52,6 +52,8 @@ pub(super) struct Core {
     pub(super) effects: Effects,
     next_number: u64,
     notices: (u32, u32),
+    /// Unknown chunks that were told of last.
+    quarantined_told: usize,
 }
 
 /// A request that waits for a chunk.
@@ -97,6 +99,7 @@ impl Core {
             effects: Effects::new(),
             next_number: 1,
             notices: (0, 0),
+            quarantined_told: 0,
         }
     }
 
@@ -301,6 +304,20 @@ impl Core {
                 link.outbox.close();
             }
         }
+    }
+
+    /// Many unknown chunks are what empty or old metadata look like; they may be all that is left of the files.
+    pub(super) fn warn_of_quarantined(&mut self) {
+        let unknown = self.chunks.quarantined().count();
+        if unknown > self.quarantined_told {
+            error!(
+                unknown,
+                known = self.namespace.chunk_count(),
+                "chunkservers have chunks that these metadata do not know. None of them is deleted. If the metadata here \
+                 are empty or old by mistake, stop this master and put the right ones into the data folder"
+            );
+        }
+        self.quarantined_told = unknown;
     }
 
     pub(super) fn log_info(&mut self, now: u32) {

@@ -16,6 +16,8 @@ const SESSIONS_AFTER_START_SECONDS: u32 = 120;
 /// How often sessions are looked at.
 const SESSIONS_EVERY_SECONDS: u32 = 10;
 const FORGET_SERVERS_EVERY_SECONDS: u32 = 600;
+/// How often unknown chunks are counted.
+const QUARANTINE_EVERY_SECONDS: u32 = 10;
 
 /// CSDBOP operations. Spec 40, 4.
 const SERVER_DELETE: u8 = 1;
@@ -57,6 +59,9 @@ fn second(core: &mut Core, now: u32) {
     core.journal.forget_before(now.saturating_sub(core.settings.journal_remembered_seconds));
     if now.is_multiple_of(SESSIONS_EVERY_SECONDS) && now > core.started.saturating_add(SESSIONS_AFTER_START_SECONDS) {
         remove_sessions(core, now);
+    }
+    if now.is_multiple_of(QUARANTINE_EVERY_SECONDS) {
+        core.warn_of_quarantined();
     }
     end_maintenance(core, now);
     if now.is_multiple_of(FORGET_SERVERS_EVERY_SECONDS) {
