@@ -3,8 +3,10 @@
 //! A frozen copy of the state goes to a thread that turns it into bytes; this core writes them under a temporary name,
 //! syncs, and only then gives the file its name. A crash leaves the old image or the new one.
 
+use std::cell::Cell;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use futures_util::join;
 use meta::{Snapshot, image};
@@ -23,6 +25,9 @@ pub(super) const TEMPORARY: &str = "metadata.mfs.back.tmp";
 
 /// Remembers how far the metadata of this folder came, so that an older copy of them is noticed at the next start.
 pub(crate) const SEEN: &str = ".metadata.seen";
+
+/// While another image is being written.
+const SAVING_WAIT: Duration = Duration::from_millis(20);
 
 /// What is told of the last image. Spec 70, 4.1.
 #[derive(Clone, Copy, Debug, Default)]
@@ -51,7 +56,25 @@ pub(super) async fn save_at_stop(master: &Shared) -> io::Result<()> {
     save(master, true).await
 }
 
-async fn save(master: &Shared, clean: bool) -> io::Result<()> {
+/// Stores the present state. One at a time: they have the same temporary name.
+pub(super) async fn save(master: &Shared, clean: bool) -> io::Result<()> {
+    while master.saving.replace(true) {
+        master.ring.sleep(SAVING_WAIT).await;
+    }
+    let _saving = Saving(&master.saving);
+    save_now(master, clean).await
+}
+
+/// Ends with the task, also if that is cut short.
+struct Saving<'a>(&'a Cell<bool>);
+
+impl Drop for Saving<'_> {
+    fn drop(&mut self) {
+        self.0.set(false);
+    }
+}
+
+async fn save_now(master: &Shared, clean: bool) -> io::Result<()> {
     let now = master.now();
     let began = master.ring.now();
     let (snapshot, kept) = {

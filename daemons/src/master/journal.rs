@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A packet that tells of a change never leaves before its line is durable; packets of pure reads leave at once. If the
-//! disk refuses a batch, it is tried again and nothing is acknowledged meanwhile. Spec 51, 1 and 3; Spec 42, C.2.
+//! disk refuses a batch, or the file is no longer where a start would look for it, it is tried again and nothing is
+//! acknowledged meanwhile: the folder may be filled, removed, or no longer mounted. Spec 51, 1 and 3; Spec 42, C.2.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -23,6 +24,7 @@ use tracing::{error, info, warn};
 use wire::{MatoanMetachangesLog, Packet, Rest};
 
 use super::Shared;
+use super::images::{self, BACK};
 use crate::connection::{KeepAlive, Outbox};
 
 /// Mode of journal files and images.
@@ -36,6 +38,8 @@ const _: () = assert!(TORN_BYTES_MAX <= ring::PAYLOAD_BYTES && TORN_BYTES_MAX.is
 const PAGE_LINES: usize = 10_000;
 /// ... and at most about so many bytes.
 const PAGE_BYTES_MAX: usize = 8 << 20;
+/// While nothing is to be written, it is looked so often whether the data folder is still there.
+const LOOK: Duration = Duration::from_secs(10);
 /// How long the disk gets before a refused batch is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -52,6 +56,10 @@ pub(super) struct Queue {
     file_bytes: Option<u64>,
     rotate: bool,
     stop: bool,
+    /// The last batch cannot be written.
+    stuck: bool,
+    /// A person says that the data folder may be on another disk from now on.
+    accept_folder: bool,
 }
 
 struct Waiting {
@@ -72,6 +80,8 @@ impl Queue {
             file_bytes: None,
             rotate: false,
             stop: false,
+            stuck: false,
+            accept_folder: false,
         }
     }
 
@@ -103,6 +113,11 @@ impl Queue {
 
     pub(super) fn ask_for_rotation(&mut self) {
         self.rotate = true;
+    }
+
+    /// If the journal waits because the data folder is on another disk: that is as it should be.
+    pub(super) fn accept_folder(&mut self) {
+        self.accept_folder = self.stuck;
     }
 
     /// The writer ends once everything is durable, with a last rotation.
@@ -196,10 +211,16 @@ pub(super) struct JournalFile {
     file: Option<Growing>,
     kept: u32,
     synced: bool,
+    /// The device on which the data folder was at the start. Elsewhere nothing is written: the folder below a disk that
+    /// is no longer mounted is not the one that the next start reads.
+    device: Option<u64>,
+    /// The newest file has lines.
+    has_lines: bool,
 }
 
 struct Growing {
     file: File,
+    inode: u64,
     /// Bytes of lines.
     lines: u64,
     /// Bytes of the file: lines, then zeros.
@@ -210,13 +231,15 @@ struct Growing {
 
 impl JournalFile {
     pub(super) fn new(ring: Ring, folder: PathBuf, kept: u32, synced: bool) -> JournalFile {
-        JournalFile { ring, folder, file: None, kept, synced }
+        JournalFile { ring, folder, file: None, kept, synced, device: None, has_lines: false }
     }
 
     /// Appends and, if so configured, waits for the device. Returns the bytes of lines that the file then has.
     async fn append(&mut self, bytes: &[u8]) -> io::Result<u64> {
         if self.file.is_none() {
-            self.file = Some(self.open().await?);
+            let opened = self.open().await?;
+            self.has_lines |= opened.lines > 0;
+            self.file = Some(opened);
         }
         let Some(growing) = &mut self.file else { return Ok(0) };
         if self.synced {
@@ -225,7 +248,34 @@ impl JournalFile {
             growing.file.write_all_at(bytes.to_vec(), growing.lines).await.0?;
             growing.lines += bytes.len() as u64;
         }
-        Ok(growing.lines)
+        let lines = growing.lines;
+        self.is_in_place().await?;
+        Ok(lines)
+    }
+
+    /// Errors: the folder is gone or another one, or the file that is written is no longer in it.
+    async fn is_in_place(&self) -> io::Result<()> {
+        let path = journal_path(&self.folder, 0);
+        self.same_device().await?;
+        let Some(growing) = &self.file else { return Ok(()) };
+        let there = self.ring.stat(&path).await.map_err(|error| named(&path, error))?;
+        if there.inode != growing.inode {
+            return Err(io::Error::other(format!("{} is not the file that is written", path.display())));
+        }
+        Ok(())
+    }
+
+    async fn same_device(&self) -> io::Result<()> {
+        let folder = &self.folder;
+        let there = self.ring.stat(folder).await.map_err(|error| named(folder, error))?;
+        if self.device.is_some_and(|device| device != there.device) {
+            return Err(io::Error::other(format!(
+                "{} is on another disk than at the start. Mount the one that was there; if it is lost for good, and what \
+                 is there now is to become the data folder, tell the master to reload",
+                folder.display()
+            )));
+        }
+        Ok(())
     }
 
     /// The file as the last run or the last failure left it: nothing but lines.
@@ -233,7 +283,8 @@ impl JournalFile {
         let path = journal_path(&self.folder, 0);
         let how = OpenHow::create(FILE_MODE);
         let mut file = self.ring.open(&path, how).await?;
-        let lines = file.stat().await?.size;
+        let there = file.stat().await?;
+        let (lines, inode) = (there.size, there.inode);
         self.ring.sync_dir(&self.folder).await?;
         let mut last_page = Vec::new();
         if self.synced {
@@ -250,7 +301,7 @@ impl JournalFile {
                 other => other?,
             };
         }
-        Ok(Growing { file, lines, allocated: lines, last_page })
+        Ok(Growing { file, inode, lines, allocated: lines, last_page })
     }
 
     /// N-1 to N, ..., 0 to 1. With nothing to keep the file is removed; one without lines stays, since it would push a
@@ -275,6 +326,7 @@ impl JournalFile {
             growing.file.sync().await?;
         }
         self.file = None;
+        self.has_lines = false;
         if self.kept == 0 {
             return gone_is_fine(self.ring.unlink(&journal_path(&self.folder, 0)).await);
         }
@@ -369,6 +421,7 @@ pub(crate) fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
 
 /// Writes batch after batch until the master stops.
 pub(super) async fn write_journal(master: Shared, mut file: JournalFile) {
+    file.device = master.ring.stat(&file.folder).await.ok().map(|there| there.device);
     loop {
         let (batch, rotate, stop) = {
             let mut core = master.core.borrow_mut();
@@ -405,7 +458,11 @@ pub(super) async fn write_journal(master: Shared, mut file: JournalFile) {
         if stop {
             return;
         }
-        master.journal_wake.notified().await;
+        if master.ring.timeout(LOOK, master.journal_wake.notified()).await.is_err()
+            && let Err(error) = file.is_in_place().await
+        {
+            error!(%error, "the data folder is not as it was; changes will wait until it is");
+        }
     }
 }
 
@@ -413,11 +470,20 @@ pub(super) async fn write_journal(master: Shared, mut file: JournalFile) {
 async fn append_at_last(master: &Shared, file: &mut JournalFile, bytes: &[u8]) -> u64 {
     let mut failed = false;
     loop {
-        match file.append(bytes).await {
+        let result = match failed {
+            false => file.append(bytes).await,
+            true => match put_in_order(file, master).await {
+                Ok(()) => file.append(bytes).await,
+                Err(error) => Err(error),
+            },
+        };
+        match result {
             Ok(file_bytes) => {
                 if failed {
                     warn!("the journal can be written again");
+                    master.core.borrow_mut().journal.stuck = false;
                 }
+                file.has_lines = true;
                 return file_bytes;
             }
             Err(error) => {
@@ -425,36 +491,73 @@ async fn append_at_last(master: &Shared, file: &mut JournalFile, bytes: &[u8]) -
                 failed = true;
                 // After a failed sync the cache may hold what the disk has not: open and write it all again.
                 file.file = None;
-                master.core.borrow_mut().journal.file_bytes = None;
-                master.ring.sleep(RETRY).await;
-                if let Err(error) = cut_torn(file, master).await {
-                    error!(%error, "cannot look at the journal");
+                {
+                    let queue = &mut master.core.borrow_mut().journal;
+                    (queue.file_bytes, queue.stuck) = (None, true);
                 }
+                master.ring.sleep(RETRY).await;
             }
         }
     }
 }
 
-/// What a failed attempt left behind the last whole batch goes, so that the next attempt continues there.
-async fn cut_torn(file: &mut JournalFile, master: &Shared) -> io::Result<()> {
+/// Makes the folder such that the journal can go on there, after a failure. What a failed attempt left behind the last
+/// whole batch goes. If the lines before are not there, since the folder was emptied or is another one, an image of the
+/// present state comes first: it has them all.
+async fn put_in_order(file: &mut JournalFile, master: &Shared) -> io::Result<()> {
+    if std::mem::take(&mut master.core.borrow_mut().journal.accept_folder) {
+        file.device = Some(file.ring.stat(&file.folder).await?.device);
+    }
+    file.same_device().await?;
     let path = journal_path(&file.folder, 0);
     let durable = master.core.borrow().journal.durable;
     let bytes = match master.ring.read_file(&path).await {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         other => other?,
     };
     let mut end = 0;
+    let mut reached = None;
     for line in bytes.split_inclusive(|byte| *byte == b'\n') {
-        let digits = line.iter().take_while(|byte| byte.is_ascii_digit()).count();
-        let number = std::str::from_utf8(&line[..digits]).ok().and_then(|text| text.parse::<u64>().ok());
+        let number = meta::journal::line_version(line);
         if line.last() != Some(&b'\n') || number.is_none_or(|number| number >= durable) {
             break;
         }
         end += line.len();
+        reached = number;
     }
-    let handle = master.ring.open(&path, OpenHow::create(FILE_MODE)).await?;
-    handle.set_len(end as u64).await?;
-    handle.sync().await
+    // Right after a rotation there may be no line, and the last one is in the file before.
+    let is_continued = match reached {
+        Some(last) => last + 1 == durable,
+        None if file.has_lines => false,
+        None => last_line_of(master, &journal_path(&file.folder, 1)).await?.is_none_or(|last| last + 1 == durable),
+    };
+    let has_image = master.ring.stat(&file.folder.join(BACK)).await.is_ok();
+    if !is_continued || !has_image {
+        warn!("the lines before are not in the data folder any more; an image of the present is stored there");
+        if !bytes.is_empty() {
+            file.rotate().await?;
+        }
+        return images::save(master, false).await;
+    }
+    if end < bytes.len() {
+        let handle = master.ring.open(&path, OpenHow::create(FILE_MODE)).await?;
+        handle.set_len(end as u64).await?;
+        handle.sync().await?;
+    }
+    Ok(())
+}
+
+/// Number of the last line of a journal file, if it has one.
+async fn last_line_of(master: &Shared, path: &Path) -> io::Result<Option<u64>> {
+    let bytes = match master.ring.read_file(path).await {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    Ok(meta::journal::parts(&bytes).last().and_then(|part| part.versions).map(|(_, last)| last))
+}
+
+fn named(path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ mod settings;
 pub(crate) mod tests;
 mod timers;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -67,6 +67,8 @@ pub(crate) struct Master {
     /// The journal was rotated: an image may follow.
     rotated: Notify,
     moves: Moves,
+    /// An image is being written.
+    saving: Cell<bool>,
     /// The address that answers GET_CONFIG and the like never change at run time; the rest is in `Core`.
     data_path: std::path::PathBuf,
 }
@@ -152,6 +154,7 @@ pub async fn run(
         journal_wake: Notify::new(),
         rotated: Notify::new(),
         moves: Moves::default(),
+        saving: Cell::new(false),
         data_path,
         ring: ring.clone(),
     });
@@ -170,7 +173,10 @@ pub async fn run(
     info!(driver = ring.driver_name(), "master serves");
     loop {
         match wishes.recv().await {
-            Some(Wish::Reload) => reload(&master).await,
+            Some(Wish::Reload) => {
+                master.core.borrow_mut().journal.accept_folder();
+                reload(&master).await;
+            }
             Some(Wish::Info) => master.with(|core, now| core.log_info(now)),
             Some(Wish::Stop) | None => break,
         }
