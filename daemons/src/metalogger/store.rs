@@ -329,8 +329,22 @@ impl Store {
 
     /// A fetched journal file of the master takes its place beside the image. `number`: 0 or 1.
     pub(super) async fn take_journal(&mut self, number: u8) -> io::Result<()> {
-        let path = self.folder.join(format!("changelog_ml_back.{number}.mfs"));
+        let path = self.folder.join(back_name(u32::from(number)));
         self.ring.rename(&self.folder.join(JOURNAL_TEMPORARY), &path).await?;
+        self.ring.sync_dir(&self.folder).await
+    }
+
+    /// If the journal that was stored here does not reach back to the image, the files that came with the image take
+    /// places in its row: old instructions copy `changelog_ml.*.mfs` and no other names.
+    async fn join_to_image(&self) -> io::Result<()> {
+        if self.position_by(|name| journal_number(name).is_some()).await? == self.next {
+            return Ok(());
+        }
+        let highest = self.names().await?.iter().filter_map(|name| journal_number(name)).max().unwrap_or(0);
+        for number in 0..2u32 {
+            let (from, to) = (self.path(&back_name(number)), self.path(&journal_name(highest + 1 + number)));
+            gone_is_fine(self.ring.rename(&from, &to).await)?;
+        }
         self.ring.sync_dir(&self.folder).await
     }
 
@@ -342,6 +356,7 @@ impl Store {
         if is_whole {
             self.next = reached;
             self.wants_image = false;
+            self.join_to_image().await?;
         }
         Ok(is_whole)
     }
@@ -447,9 +462,14 @@ impl Store {
     /// How far image and journals reach: the number of the first change that is not there. None without an image, or if
     /// the live journal has lines that do not follow. Files whose lines the image has are not read.
     async fn position(&self) -> io::Result<Option<u64>> {
+        self.position_by(is_journal).await
+    }
+
+    /// As `position`, from the files with such names.
+    async fn position_by(&self, is_used: impl Fn(&str) -> bool) -> io::Result<Option<u64>> {
         let Some(image) = self.image else { return Ok(None) };
         let mut files = Vec::new();
-        for name in self.names().await?.into_iter().filter(|name| is_journal(name)) {
+        for name in self.names().await?.into_iter().filter(|name| is_used(name)) {
             let file = self.ring.open(&self.folder.join(&name), OpenHow::read()).await?;
             if let Some((first, last)) = ends(&file).await? {
                 files.push((first, last, name));
@@ -505,6 +525,10 @@ impl Store {
 
 fn journal_name(number: u32) -> String {
     format!("changelog_ml.{number}.mfs")
+}
+
+fn back_name(number: u32) -> String {
+    format!("changelog_ml_back.{number}.mfs")
 }
 
 fn journal_number(name: &str) -> Option<u32> {
