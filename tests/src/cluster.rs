@@ -249,6 +249,16 @@ impl Cluster {
         self.master = Some(daemon);
     }
 
+    /// Try to start our master, which must refuse. Gives what it wrote.
+    pub fn refused_master(&mut self) -> String {
+        let mut command = self.ours("master");
+        command.arg("-c").arg(self.folder.join("mfsmaster.cfg")).arg("-f");
+        let mut daemon = self.spawn("refused-master", command);
+        let written_before = daemon.log_text().len();
+        assert!(daemon.wait_end(PATIENCE), "the master starts, and should have refused");
+        daemon.log_text()[written_before..].to_owned()
+    }
+
     /// Where the metalogger keeps its files.
     pub fn metalogger_data(&self) -> PathBuf {
         self.folder.join("metalogger")
