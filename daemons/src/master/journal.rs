@@ -438,7 +438,9 @@ pub(super) async fn write_journal(master: Shared, mut file: JournalFile) {
             core.journal.file_bytes = Some(file_bytes);
             core.journal.became_durable(batch.next);
             core.loggers.changed(std::slice::from_ref(&batch));
-            core.journal.keep(batch, now);
+            if core.settings.journal_remembered_seconds > 0 {
+                core.journal.keep(batch, now);
+            }
             continue;
         }
         if rotate {
