@@ -1,7 +1,10 @@
-//! Speed and memory of the namespace: `cargo run --release --example measure [millions of files]`.
+//! Speed and memory of the namespace: `cargo run --release --example measure [millions of files [empty]]`.
 //!
-//! Creates files with 19-letter names in directories of a thousand, empty and with one chunk each, then looks them
+//! Creates files with 19-letter names in directories of a thousand, empty and (without the second word) with one chunk
+//! each, then looks them
 //! up in random order, freezes, writes and loads an image, and replays the journal. Times are processor time.
+
+use std::time::{Duration, Instant};
 
 use meta::session::SessionParams;
 use meta::{Caller, Namespace, Policy};
@@ -12,6 +15,7 @@ const NOW: u32 = 1_800_000_000;
 fn main() {
     let millions: f64 = std::env::args().nth(1).and_then(|word| word.parse().ok()).unwrap_or(1.0);
     let files = (millions * 1e6) as u64;
+    let is_empty = std::env::args().nth(2).is_some_and(|word| word == "empty");
     let before = resident_bytes();
     let mut ns = Namespace::new(MetaId(1), Policy::default(), NOW);
     let session = ns.session_add(NOW, SessionParams::full_access());
@@ -56,7 +60,7 @@ fn main() {
     timer.stop(files);
 
     let timer = Timer::start("write grant and end");
-    for (n, inode) in inodes.iter().enumerate() {
+    for (n, inode) in inodes.iter().enumerate().filter(|_| !is_empty) {
         let grant = ns.grant_write(NOW, *inode, 0, true, false).expect("a file");
         ns.write_end(session, VersionWord::OURS, NOW, *inode, grant.chunk, 5000, false).expect("granted");
         if n % 1000 == 0 {
@@ -68,6 +72,7 @@ fn main() {
     let full = resident_bytes() - before - own(&journal, &inodes);
     println!("bytes per file of one chunk: {:.1}", full as f64 / files as f64);
     println!("{:?}", ns.sizes());
+    journal.extend(pause(&mut ns, &caller, &directories, files));
 
     let timer = Timer::start("freeze");
     let snapshot = ns.freeze();
@@ -99,6 +104,47 @@ fn main() {
         }
     }
     timer.stop(files);
+}
+
+/// The slowest of many requests, look-ups and renames of random files, with and without an image beside. Returns the
+/// journal's lines.
+fn pause(ns: &mut Namespace, caller: &Caller<'_>, directories: &[Inode], files: u64) -> Vec<u8> {
+    let mut journal = Vec::new();
+    let mut random = 7u64;
+    let mut rounds = |ns: &mut Namespace, what: &str, is_over: &dyn Fn() -> bool, first: Duration| {
+        let mut latencies = vec![first];
+        while !is_over() || latencies.len() < 100_000 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let n = (random >> 20) % files;
+            let (parent, name) = (directories[(n / 1000) as usize], format!("file{n:015}"));
+            let begun = Instant::now();
+            ns.lookup(caller, parent, name.as_bytes()).expect("was made");
+            latencies.push(begun.elapsed());
+            let begun = Instant::now();
+            ns.rename(caller, (parent, name.as_bytes()), (parent, b"another name of 19!")).expect("is free");
+            latencies.push(begun.elapsed());
+            ns.rename(caller, (parent, b"another name of 19!"), (parent, name.as_bytes())).expect("is free");
+            journal.extend(ns.take_journal().bytes);
+        }
+        latencies.sort_unstable();
+        let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize].as_nanos() as f64 / 1e3;
+        let (count, worst) = (latencies.len(), at(1.0));
+        println!("{what}: {count} requests, µs p50 {:.1}, p99.9 {:.1}, worst {worst:.1}", at(0.5), at(0.999));
+    };
+    rounds(ns, "no image", &|| true, Duration::ZERO);
+    let begun = Instant::now();
+    let snapshot = ns.freeze();
+    let frozen = begun.elapsed(); // whoever comes then waits that long
+    let writer = std::thread::spawn(move || {
+        let begun = Instant::now();
+        let written = meta::image::write::<()>(&snapshot, NOW, &mut |_| Ok(()));
+        (written.is_ok(), begun.elapsed())
+    });
+    rounds(ns, "beside an image", &|| writer.is_finished(), frozen);
+    let (is_whole, took) = writer.join().expect("it does not panic");
+    assert!(is_whole);
+    println!("freezing took {:.1} ms, writing {:.2} s", frozen.as_secs_f64() * 1e3, took.as_secs_f64());
+    journal
 }
 
 struct Timer {
