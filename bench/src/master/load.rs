@@ -49,7 +49,7 @@ pub struct Pool {
 
 /// Makes the tree's folders and files and notes their inodes. Errors: what the master did that it must not, in words.
 pub fn fill(master: SocketAddrV4, tree: &mut Tree) -> Result<(), String> {
-    let shape = Rc::new(RefCell::new(std::mem::replace(tree, Tree::new(0, 1))));
+    let shape = Rc::new(RefCell::new(std::mem::replace(tree, Tree::new(1, 1))));
     let its = shape.clone();
     let done = run(|ring| async move {
         let folders = its.borrow().folders.len();
@@ -204,7 +204,7 @@ impl Questions {
                 Ask::Lookup(folder, name)
             }
             Op::Getattr => Ask::Getattr(self.tree.files[self.seed.below(files) as usize]),
-            Op::Readdir => Ask::Readdir(self.tree.folders[self.seed.below(self.tree.folders.len() as u64) as usize]),
+            Op::Readdir => Ask::Readdir(self.tree.folders[self.seed.below(self.tree.own_folders() as u64) as usize]),
             Op::Mknod | Op::Create => {
                 let (generation, connection) = (self.generation, self.connection);
                 let made = Made { generation, connection, number: self.made, letter: b'm' };

@@ -2,8 +2,12 @@
 
 use wire::{Inode, Name};
 
+/// Folders for the files that jobs make.
+const MADE_FOLDERS: usize = 64;
+
 /// Files `0..files.len()` in folders of `per_folder`; each name has 19 letters.
 pub struct Tree {
+    /// Those of the tree, then those for made files.
     pub folders: Vec<Inode>,
     pub per_folder: usize,
     pub files: Vec<Inode>,
@@ -11,8 +15,13 @@ pub struct Tree {
 
 impl Tree {
     pub fn new(files: usize, per_folder: usize) -> Tree {
-        let folders = vec![Inode(0); files.div_ceil(per_folder)];
+        let folders = vec![Inode(0); files.div_ceil(per_folder) + MADE_FOLDERS];
         Tree { folders, per_folder, files: vec![Inode(0); files] }
+    }
+
+    /// How many folders hold the tree's own files.
+    pub fn own_folders(&self) -> usize {
+        self.folders.len() - MADE_FOLDERS
     }
 
     pub fn folder_name(number: usize) -> Name {
@@ -24,11 +33,11 @@ impl Tree {
         (self.folders[number / self.per_folder], name(b'f', number as u64))
     }
 
-    /// Where a made file is. A thousand in a row share a folder.
+    /// Where a made file is: in none of the tree's own folders. A thousand in a row share one.
     pub fn place_of(&self, made: Made) -> (Inode, Name) {
-        let folder = (usize::from(made.connection) * 7919 + made.number as usize / 1000) % self.folders.len();
+        let folder = (usize::from(made.connection) * 7 + made.number as usize / 1000) % MADE_FOLDERS;
         let number = u64::from(made.generation) << 48 | u64::from(made.connection) << 32 | u64::from(made.number);
-        (self.folders[folder], name(made.letter, number))
+        (self.folders[self.own_folders() + folder], name(made.letter, number))
     }
 }
 
@@ -59,11 +68,12 @@ mod tests {
     #[test]
     fn names_have_19_letters_and_differ() {
         let mut tree = Tree::new(2500, 1000);
-        assert_eq!(tree.folders.len(), 3);
-        tree.folders = vec![Inode(5), Inode(6), Inode(7)];
+        assert_eq!(tree.own_folders(), 3);
+        tree.folders = (5..).take(tree.folders.len()).map(Inode).collect();
         let (folder, first) = tree.place(2400);
         assert_eq!((folder, first.as_bytes()), (Inode(7), b"f000000000000000960".as_slice()));
         let made = Made { generation: 1, connection: 2, number: 3, letter: b'm' };
-        assert_eq!(tree.place_of(made).1.as_bytes(), b"m000001000200000003");
+        let (folder, name) = tree.place_of(made);
+        assert_eq!((folder, name.as_bytes()), (Inode(8 + 14), b"m000001000200000003".as_slice()));
     }
 }
