@@ -1,8 +1,9 @@
 //! Speed and memory of the namespace: `cargo run --release --example measure [millions of files [empty]]`.
 //!
 //! Creates files with 19-letter names in directories of a thousand, empty and (without the second word) with one chunk
-//! each, then looks them
-//! up in random order, freezes, writes and loads an image, and replays the journal. Times are processor time.
+//! each, then looks them up in random order, freezes, writes and loads an image, and replays the journal. Times are
+//! processor time, save for those of single requests: their worst is measured by the clock, beside an image that
+//! another thread writes and without one.
 
 use std::time::{Duration, Instant};
 
