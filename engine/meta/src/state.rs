@@ -958,6 +958,7 @@ impl State {
                 if next == edge {
                     break;
                 }
+                assert!(next != 0, "every name of a node is in its list");
                 before = next;
             }
             self.set_next_link(before, next_link);
