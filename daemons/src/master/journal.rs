@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures_util::join;
 use meta::Namespace;
 use meta::journal::{Batch, TORN_BYTES_MAX};
 use ring::{File, IoBufExt, OpenHow, Ring};
@@ -237,32 +238,40 @@ impl JournalFile {
     /// Appends and, if so configured, waits for the device. Returns the bytes of lines that the file then has.
     async fn append(&mut self, bytes: &[u8]) -> io::Result<u64> {
         if self.file.is_none() {
+            self.same_device().await?;
             let opened = self.open().await?;
             self.has_lines |= opened.lines > 0;
             self.file = Some(opened);
         }
         let Some(growing) = &mut self.file else { return Ok(0) };
-        if self.synced {
-            growing.write_synced(&self.ring, &journal_path(&self.folder, 0), bytes).await?;
-        } else {
-            growing.file.write_all_at(bytes.to_vec(), growing.lines).await.0?;
-            growing.lines += bytes.len() as u64;
+        let path = journal_path(&self.folder, 0);
+        // Beside the write, which takes longer.
+        let place = is_in_place(&self.ring, &path, self.device, growing.inode);
+        let write = async {
+            if self.synced {
+                growing.write_synced(&self.ring, &path, bytes).await
+            } else {
+                growing.file.write_all_at(bytes.to_vec(), growing.lines).await.0?;
+                growing.lines += bytes.len() as u64;
+                Ok(())
+            }
+        };
+        let (written, place) = join!(write, place);
+        written?;
+        if let Err(error) = place {
+            self.same_device().await?;
+            return Err(error);
         }
-        let lines = growing.lines;
-        self.is_in_place().await?;
-        Ok(lines)
+        Ok(growing.lines)
     }
 
     /// Errors: the folder is gone or another one, or the file that is written is no longer in it.
-    async fn is_in_place(&self) -> io::Result<()> {
-        let path = journal_path(&self.folder, 0);
+    async fn look(&self) -> io::Result<()> {
         self.same_device().await?;
-        let Some(growing) = &self.file else { return Ok(()) };
-        let there = self.ring.stat(&path).await.map_err(|error| named(&path, error))?;
-        if there.inode != growing.inode {
-            return Err(io::Error::other(format!("{} is not the file that is written", path.display())));
+        match &self.file {
+            Some(growing) => is_in_place(&self.ring, &journal_path(&self.folder, 0), self.device, growing.inode).await,
+            None => Ok(()),
         }
-        Ok(())
     }
 
     async fn same_device(&self) -> io::Result<()> {
@@ -461,7 +470,7 @@ pub(super) async fn write_journal(master: Shared, mut file: JournalFile) {
             return;
         }
         if master.ring.timeout(LOOK, master.journal_wake.notified()).await.is_err()
-            && let Err(error) = file.is_in_place().await
+            && let Err(error) = file.look().await
         {
             error!(%error, "the data folder is not as it was; changes will wait until it is");
         }
@@ -556,6 +565,15 @@ async fn last_line_of(master: &Shared, path: &Path) -> io::Result<Option<u64>> {
         other => other?,
     };
     Ok(meta::journal::parts(&bytes).last().and_then(|part| part.versions).map(|(_, last)| last))
+}
+
+/// Errors: this name is no longer that of the file that is written.
+async fn is_in_place(ring: &Ring, path: &Path, device: Option<u64>, inode: u64) -> io::Result<()> {
+    let there = ring.stat(path).await.map_err(|error| named(path, error))?;
+    if there.inode != inode || device.is_some_and(|device| device != there.device) {
+        return Err(io::Error::other(format!("{} is not the file that is written", path.display())));
+    }
+    Ok(())
 }
 
 fn named(path: &Path, error: io::Error) -> io::Error {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ring::sim::{self, NodeId, World};
 use ring::{JoinHandle, Ring};
+use wire::Packet;
 
 use super::store::{IMAGE, check_image};
 use super::{Settings, run};
@@ -502,4 +503,61 @@ fn a_master_that_is_stopped_hands_over_its_last_changes() {
         scene.world.run_for(Duration::from_secs(2));
         assert_eq!(scene.kept(), scene.at_the_master("/data"), "seed {seed}");
     }
+}
+
+#[test]
+fn image_and_journals_of_a_download_fit_together_while_the_master_rotates() {
+    let mut rotated = 0;
+    for seed in 0..6u64 {
+        let mut scene = Scene::new(200 + seed);
+        scene.start_master("/data");
+        scene.change(20);
+        let wall_micros = scene.world.run(scene.logger, |ring| async move { ring.wall_micros() }).unwrap();
+        let hour_micros = 3_600_000_000;
+        let left = hour_micros - wall_micros % hour_micros;
+        scene.world.run_for(Duration::from_micros(left - 2_000_000));
+        scene.change(20); // so that there is a journal to rotate
+        scene.world.run_for(Duration::from_micros(seed * 90_000));
+        scene.world.break_disk(scene.master, Path::new("/data"), sim::DiskFault::Slow(Duration::from_millis(2)));
+        let fetched = scene.world.run(scene.logger, |ring| async move {
+            let stream = ring.connect(SocketAddr::new(IpAddr::V4(MASTER), 9419), None).await.unwrap();
+            let mut reader = ring::BufferedReader::new(stream.clone(), 1 << 16);
+            let mut fetched = Vec::new();
+            for _ in 0..150 {
+                let mut lines = Vec::new();
+                for filenum in [1u8, 11, 12] {
+                    stream.send_all(wire::AntomaDownloadStart { filenum }.encode()).await.0.unwrap();
+                    let size = wire::MatoanDownloadInfo::decode(&answer(&mut reader).await).unwrap().size;
+                    if filenum > 1 && size > 0 {
+                        let leng = u32::try_from(size).unwrap();
+                        stream.send_all(wire::AntomaDownloadRequest { offset: 0, leng }.encode()).await.0.unwrap();
+                        lines.push(wire::MatoanDownloadData::decode(&answer(&mut reader).await).unwrap().data.0);
+                    } else {
+                        lines.push(Vec::new());
+                    }
+                }
+                fetched.push((lines.swap_remove(1), lines.pop().unwrap()));
+            }
+            fetched
+        });
+        for (newest, before) in fetched.unwrap() {
+            let range = |bytes: &[u8]| meta::journal::survey(bytes).versions;
+            let (newest, before) = (range(&newest), range(&before));
+            assert!(newest.is_some() || before.is_some(), "seed {seed}: a file was seen in neither place");
+            if let (Some((first, _)), Some((_, last))) = (newest, before) {
+                assert_eq!(first, last + 1, "seed {seed}");
+            }
+            rotated += u32::from(before.is_some());
+        }
+    }
+    assert!(rotated > 0, "rotations were met");
+}
+
+async fn answer(reader: &mut ring::BufferedReader) -> Vec<u8> {
+    let head = reader.fill(wire::HEADER_BYTES).await.unwrap();
+    let header = wire::Header::decode(head[..wire::HEADER_BYTES].try_into().unwrap());
+    let whole = wire::HEADER_BYTES + header.length as usize;
+    let payload = reader.fill(whole).await.unwrap()[wire::HEADER_BYTES..whole].to_vec();
+    reader.consume(whole);
+    payload
 }
