@@ -80,6 +80,8 @@ pub(crate) struct SharedVolume {
     pub(crate) history: Mutex<DiskHistory>,
     errors: Mutex<VecDeque<DiskError>>,
     hangs: AtomicBool,
+    /// A core has no log here, and can write nothing.
+    lacks_log: AtomicBool,
     subfolders: Mutex<Subfolders>,
 }
 
@@ -108,6 +110,8 @@ pub(crate) struct Volume {
     /// As `scratch_share`, of what is kept for tables and headers.
     pub(crate) table_share: Semaphore,
     pub(crate) truncations: Semaphore,
+    /// Chunks that this core moves here from other disks.
+    pub(crate) arrivals: Cell<u32>,
     /// Weighted round robin of new chunks: what this disk is owed. See `store::choose_volume`.
     pub(crate) credit: Cell<f64>,
     /// The log's tasks and the test; they end with the volume.
@@ -246,7 +250,8 @@ impl SharedVolume {
     }
 
     pub(crate) fn space(&self) -> VolumeSpace {
-        *lock(&self.space)
+        let space = *lock(&self.space);
+        if self.lacks_log.load(Ordering::Relaxed) { VolumeSpace { available_bytes: 0, ..space } } else { space }
     }
 
     pub(crate) fn chunks(&self) -> u32 {
@@ -320,6 +325,11 @@ impl SharedVolume {
         self.hangs.swap(hangs, Ordering::Relaxed) != hangs
     }
 
+    /// A core found no room for its log here. What it cannot write to has no space for the master either.
+    pub(crate) fn note_missing_log(&self) {
+        self.lacks_log.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn last_error(&self) -> Option<DiskError> {
         lock(&self.errors).back().copied()
     }
@@ -383,6 +393,7 @@ impl Volume {
             scratch_share: Semaphore::new(shares.scratch_of_a_disk),
             table_share: Semaphore::new(shares.tables_of_a_disk),
             truncations: Semaphore::new(shares.truncations_of_a_disk),
+            arrivals: Cell::new(0),
             credit: Cell::new(0.0),
             tasks: RefCell::default(),
             scanning: Cell::new(false),
@@ -530,6 +541,7 @@ pub(crate) async fn open_volume(
         history: Mutex::default(),
         errors: Mutex::default(),
         hangs: AtomicBool::new(false),
+        lacks_log: AtomicBool::new(false),
         subfolders: Mutex::new(Subfolders { files: [0; SUBFOLDERS], current: 0 }),
     };
     Ok(Opened { shared: Arc::new(shared), lock, index, metaid: found })

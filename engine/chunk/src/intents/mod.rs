@@ -14,7 +14,7 @@
 
 pub(crate) mod record;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::io;
@@ -26,6 +26,9 @@ use std::time::Duration;
 use ring::local::{Notify, Semaphore};
 use ring::{Block, File, IoBufExt, OpenHow, Ring};
 use wire::ChunkId;
+
+use crate::cores::CORES_MAX;
+use crate::health::Health;
 
 use record::{Intent, PAGE_BYTES, Page, RECORDS_PER_PAGE, Repair, decode_page, encode_page};
 
@@ -71,6 +74,8 @@ pub(crate) struct IntentLog {
     pending: Notify,
     /// One sync of the file at a time.
     syncing: Semaphore,
+    /// Syncs of the disk's file system under way: see `hurry`.
+    hurried: Cell<u32>,
     /// The ring fills up: tables must be written.
     pressure: Notify,
     /// A chunk was settled, or the log broke.
@@ -135,7 +140,8 @@ impl IntentLog {
         let pages = read_pages(ring, &file).await?;
         let next = pages.iter().map(|page| page.sequence + 1).max().unwrap_or(0);
         let repairs = record::repairs(pages);
-        let ring_pages = match make_size(ring, &file, pages_wanted, repairs.is_empty()).await {
+        let may_be_remade = repairs.is_empty() && has_room_for_logs(ring, folder).await?;
+        let ring_pages = match make_size(ring, &file, pages_wanted, may_be_remade).await {
             Err(error) if is_full(&error) => {
                 let _ = ring.unlink(&path).await; // too small for a log: else it is tried again
                 return Err(error);
@@ -158,6 +164,7 @@ impl IntentLog {
             state: RefCell::new(State { next, ..State::default() }),
             pending: Notify::new(),
             syncing: Semaphore::new(1),
+            hurried: Cell::new(0),
             pressure: Notify::new(),
             relief: Notify::new(),
         };
@@ -245,6 +252,19 @@ impl IntentLog {
         synced
     }
 
+    /// From here to `calm`, the system writes back whatever it has: what is recorded must be durable before it is done.
+    pub(crate) fn hurry(&self) {
+        self.hurried.set(self.hurried.get() + 1);
+    }
+
+    pub(crate) fn calm(&self) {
+        self.hurried.set(self.hurried.get() - 1);
+    }
+
+    pub(crate) fn is_hurried(&self) -> bool {
+        self.hurried.get() > 0
+    }
+
     #[cfg(test)]
     pub(crate) fn is_durable(&self) -> bool {
         !self.state.borrow().has_undurable
@@ -300,13 +320,15 @@ impl IntentLog {
         chunks.into_iter().map(|(_, id)| id).collect()
     }
 
-    /// Commits records until the log breaks or the task is dropped. One task per log runs this.
-    pub(crate) async fn commit_loop(self: Rc<Self>) {
+    /// Commits records until the log breaks or the task is dropped. One task per log runs this. `health`: of its disk.
+    pub(crate) async fn commit_loop(self: Rc<Self>, health: Rc<Health>) {
         let mut buffer = self.ring.wait_buffer().await;
         let mut records = Vec::new();
         loop {
             let asked = self.next_batch(&mut records).await;
+            let under_way = health.begin(&self.ring);
             let (result, back) = self.commit(&records, buffer).await;
+            drop(under_way);
             buffer = back;
             if let Err(error) = &result {
                 tracing::error!("the intent log cannot be written, its disk takes no more changes: {error}");
@@ -333,11 +355,11 @@ impl IntentLog {
         }
     }
 
-    /// Says in the log that nothing is left to repair. The caller has written all tables.
-    pub(crate) async fn finish(&self) {
-        if self.record(Intent::Clean).await.is_ok() {
-            let _ = self.file.datasync().await; // a disk that fails now has the log as it was: repaired at the start
-        }
+    /// Says in the log that nothing is left to repair. The caller has written all tables. Errors: the disk's; then the log
+    /// may ask for the same repairs at the next start.
+    pub(crate) async fn finish(&self) -> io::Result<()> {
+        self.record(Intent::Clean).await.map_err(|LogBroken| io::Error::other("the intent log cannot be written"))?;
+        self.file.datasync().await
     }
 
     /// Waits for records and puts them into `records`. Gives how many of them somebody waits for.
@@ -409,16 +431,23 @@ pub(crate) async fn repairs_of(ring: &Ring, path: &Path) -> io::Result<BTreeMap<
     Ok(record::repairs(read_pages(ring, &file).await?))
 }
 
+/// Has the disk room for larger logs of all cores, and some to spare? A log that is given up for a larger one must not
+/// end as none. Errors: the disk's.
+async fn has_room_for_logs(ring: &Ring, folder: &Path) -> io::Result<bool> {
+    Ok(ring.space(folder).await?.available_bytes >= 2 * CORES_MAX as u64 * LOG_BYTES)
+}
+
 /// Gives a log's file the size of `wanted` pages, or what a full disk has room for, with zeros written out: pages are then
 /// overwritten in place, and no write of the log waits for the file system's own journal. Gives its pages.
 ///
 /// A file that is larger stays as it is. A smaller one is made anew, since a page's place follows from the size: but only
-/// if there is nothing in it to repair (`may_be_emptied`). Errors: the disk's; `is_full` if there is no room for `PAGES_MIN`.
-async fn make_size(ring: &Ring, file: &File, wanted: u64, may_be_emptied: bool) -> io::Result<u64> {
+/// `may_be_remade`, if there is nothing in it to repair and room enough to be sure of a new one. Errors: the disk's; `is_full`
+/// if there is no room for `PAGES_MIN`.
+async fn make_size(ring: &Ring, file: &File, wanted: u64, may_be_remade: bool) -> io::Result<u64> {
     let (buffer_bytes, page_bytes) = (BUFFER_BYTES as u64, PAGE_BYTES as u64);
     let size = file.stat().await?.size.min(LOG_BYTES);
     let pages = size / buffer_bytes * buffer_bytes / page_bytes;
-    if pages >= wanted || (pages >= PAGES_MIN && !may_be_emptied) {
+    if pages >= wanted || (pages >= PAGES_MIN && !may_be_remade) {
         return Ok(pages);
     }
     file.set_len(0).await?;
@@ -479,13 +508,13 @@ mod tests {
     async fn use_log(ring: Ring, wanted: u64, writes: u64, clean: bool) -> (u64, usize) {
         let kind = LogKind { direct: false, synced: true, mode: 0o644 };
         let (log, repairs) = IntentLog::open(&ring, Path::new("/d"), (0, wanted), kind).await.unwrap();
-        let committing = ring.spawn(log.clone().commit_loop());
+        let committing = ring.spawn(log.clone().commit_loop(Rc::default()));
         for number in 1..=writes {
             let (block, sum) = (crate::layout::BlockIndex::new(0).unwrap(), wire::Crc(1));
             log.record(Intent::Write { id: ChunkId(number), version: wire::Version(1), block, sum }).await.unwrap();
         }
         if clean {
-            log.finish().await;
+            log.finish().await.unwrap();
         }
         committing.abort();
         (log.pages, repairs.len())
@@ -504,5 +533,21 @@ mod tests {
             used
         });
         assert_eq!(used.unwrap(), [(512, 0), (512, 3), (2048, 0), (2048, 0)]);
+    }
+
+    #[test]
+    fn a_log_on_a_disk_that_is_nearly_full_stays_as_small_as_it_is() {
+        let world = ring::sim::World::new(1, ring::sim::Settings::default());
+        let node = world.node([10, 0, 0, 1].into());
+        world.set_disk_bytes(node, 100 << 20);
+        let used = world.run(node, |ring| async move {
+            ring.mkdir(Path::new("/d"), 0o755).await.unwrap();
+            let mut used = Vec::new();
+            for wanted in [512, 2048] {
+                used.push(use_log(ring.clone(), wanted, 3, true).await);
+            }
+            used
+        });
+        assert_eq!(used.unwrap(), [(512, 0), (512, 0)]);
     }
 }

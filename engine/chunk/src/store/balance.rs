@@ -229,6 +229,7 @@ impl Store {
         if chunk.write_sessions.get() > 0 || old.volume == to || !target.is_usable() {
             return Err(ChunkError::Busy);
         }
+        let _arriving = UnderWay::new(&target.arrivals);
         self.refuse_torn(id)?;
         self.trim(&chunk).await?;
         self.write_table(&chunk).await?;
@@ -258,6 +259,12 @@ impl Store {
         }
         let blocks = chunk.blocks();
         self.take_in(new, place);
+        if matches!(target.state(), VolumeState::Damaged | VolumeState::Gone) {
+            // Given up since the file got its name there.
+            self.core.remove(id);
+            self.core.shared.reports.lost(id);
+            self.forget(&chunk);
+        }
         chunk.name_is_durable.set(true);
         source.count_file(old.subfolder, -1);
         source.remove_blocks(u64::from(blocks));

@@ -273,10 +273,12 @@ impl Store {
             }
         };
         let ticket = chunk.begin_write(log.next_page());
-        let _under_way = view.volume.health.begin(&self.ring);
         let is_in_zeros = !view.exists && new_sum.0 == EMPTY_BLOCK_CRC && data.as_bytes().iter().all(|byte| *byte == 0);
         let written = match is_in_zeros {
-            true => self.sync_if_asked(chunk, &view.file).await, // the file holds zeros here already
+            true => {
+                let _under_way = view.volume.health.begin(&self.ring);
+                self.sync_if_asked(chunk, &view.file).await // the file holds zeros here already
+            }
             false => self.log_and_write(chunk, &view, part, new_sum, data.clone(), region).await,
         };
         chunk.end_write(ticket, written.is_ok().then_some((part.block, new_sum)));
@@ -303,6 +305,11 @@ impl Store {
         let log = view.volume.intents.as_ref().expect("the caller has seen the log");
         let version = chunk.version().ok_or(ChunkError::NoChunk)?;
         log.record(Intent::Write { id: chunk.id, version, block: part.block, sum: new_sum }).await?;
+        if chunk.flushes.get() > 0 || log.is_hurried() {
+            log.make_durable().await?; // what is written now may be on the device before the log, and torn
+        }
+        // Not before: whoever waits for a log that is full does not wait for the disk.
+        let _under_way = view.volume.health.begin(&self.ring);
         let block_offset = view.form.block_offset(part.block);
         match region {
             None => view.file.write_all_at(data, block_offset + u64::from(part.offset_bytes)).await.0?,
@@ -373,7 +380,9 @@ impl Store {
         }
         let position = view.form.block_offset(part.block) + start as u64;
         let mut region = self.scratch.take(&view.volume).await;
+        let under_way = view.volume.health.begin(&self.ring);
         let (result, piece) = view.file.read_at(region.take().slice(0..length), position).await;
+        drop(under_way);
         region.put(piece.into_inner());
         if result? != length {
             return Err(ChunkError::BadLength);

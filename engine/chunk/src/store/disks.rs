@@ -37,6 +37,8 @@ const CLOSE_WAIT: Duration = Duration::from_secs(10);
 /// A disk that was given up is tried again only when the scan that was under way has ended; so long is waited for that.
 const SCAN_END_WAIT: Duration = Duration::from_secs(5);
 const SCAN_NAP: Duration = Duration::from_millis(20);
+/// How often a disk that is taken out looks whether chunks are still on their way to it.
+const ARRIVAL_NAP: Duration = Duration::from_millis(5);
 /// Files that are handed to the owners of their chunks at a time.
 const FOUND_AT_ONCE: usize = 1024;
 
@@ -318,7 +320,8 @@ impl Store {
             self.ring.sync_dir(&volume.folder).await?;
         }
         if after_crash {
-            self.core.ask_all(move |server| async move { server.store.finish_log(index).await }).await;
+            let finished = self.core.ask_all(move |server| async move { server.store.finish_log(index).await });
+            finished.await.into_iter().collect::<io::Result<()>>()?;
         }
         Ok(())
     }
@@ -429,12 +432,15 @@ impl Store {
             return false;
         }
         let log = self.next_log.take().filter(|_| !shared.is_read_only);
+        if log.is_none() {
+            shared.note_missing_log();
+        }
         let volume = Rc::new(Volume::new(shared, self.core.number, &self.shares, log));
         self.volumes.borrow_mut().push(volume.clone());
         self.cache.clear(); // chunks may have better copies here
         if let Some(log) = &volume.intents {
             let tasks = [
-                self.ring.spawn(log.clone().commit_loop()),
+                self.ring.spawn(log.clone().commit_loop(volume.health.clone())),
                 self.ring.spawn(log.clone().follow_loop()),
                 self.ring.spawn(self.clone().relieve_log(index, volume.clone())),
             ];
@@ -444,9 +450,10 @@ impl Store {
         true
     }
 
-    async fn finish_log(&self, index: u16) {
-        if let Some(log) = &self.volume(index).intents {
-            log.finish().await;
+    async fn finish_log(&self, index: u16) -> io::Result<()> {
+        match &self.volume(index).intents {
+            Some(log) => log.finish().await,
+            None => Ok(()),
         }
     }
 
@@ -543,9 +550,14 @@ impl Store {
     async fn close_chunks_of(&self, index: u16) -> Closed {
         let volume = self.volume(index);
         let has_duplicates = self.has_duplicates(index);
+        let until = self.ring.now() + CLOSE_WAIT;
+        while volume.arrivals.get() > 0 && self.ring.now() < until {
+            self.ring.sleep(ARRIVAL_NAP).await;
+        }
+        let all_arrived = volume.arrivals.get() == 0;
         let chunks = self.forget_chunks_of(index);
         let mut sound = true;
-        let mut listable = !has_duplicates;
+        let mut listable = !has_duplicates && all_arrived;
         for (id, _) in &chunks {
             let chunk = self.in_use.borrow_mut().remove(id);
             let Some(chunk) = chunk else { continue };
@@ -597,7 +609,10 @@ impl Store {
         if must_speak() {
             return false;
         }
-        log.finish().await;
+        if let Err(error) = log.finish().await {
+            tracing::error!("{}: the next start looks at everything: {error}", volume.folder.display());
+            return false;
+        }
         true
     }
 }

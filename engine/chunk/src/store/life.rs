@@ -19,6 +19,8 @@ const BEAT: Duration = Duration::from_secs(1);
 const CHECKPOINT_BEATS: u32 = 10;
 /// Beats between two looks at the disks' space. Spec 21, 8.2.
 const SPACE_BEATS: u32 = 60;
+/// A log that cannot be relieved so many times in a row, a beat each, is that of a disk that does not work.
+const FAILED_RELIEFS_MAX: u32 = 10;
 /// How often the test of a disk looks whether it may go on.
 const SCRUB_NAP: Duration = Duration::from_secs(10);
 /// How long a stop waits for the disks.
@@ -28,24 +30,36 @@ impl Store {
     /// Writes tables when the intent log fills up.
     pub(super) async fn relieve_log(self: Rc<Self>, index: u16, volume: Rc<Volume>) {
         let Some(log) = volume.intents.clone() else { return };
+        let mut failed = 0;
         loop {
+            let mut all_written = true;
             for id in log.under_pressure().await {
                 let chunk = self.in_use.borrow().get(&id).cloned();
-                match chunk {
-                    Some(chunk) => {
-                        let _ = self.write_table_anyway(&chunk).await; // reported there
-                    }
+                let written = match chunk {
+                    Some(chunk) => self.write_table_anyway(&chunk).await,
+                    None => Err(ChunkError::NoChunk),
+                };
+                match written {
+                    Ok(()) => {}
                     // Closed, for which its table was written; a disk that is given up or taken out closes without.
-                    None if volume.is_usable() => log.table_written(id, log.next_page()),
-                    None => return,
+                    Err(ChunkError::NoChunk) if volume.is_usable() => log.table_written(id, log.next_page()),
+                    Err(_) if volume.is_usable() => all_written = false, // reported there
+                    Err(_) => return,
                 }
             }
             if let Err(error) = self.checkpoint(index).await {
-                tracing::error!("{}: cannot be synced: {error}", volume.folder.display());
-                self.core.shared.reports.disk_error();
-                self.ring.sleep(BEAT).await;
+                self.note_failed_checkpoint(&volume, error);
+                all_written = false;
             }
-            self.ring.sleep(Duration::from_millis(1)).await;
+            failed = if all_written { 0 } else { failed + 1 };
+            if failed == FAILED_RELIEFS_MAX {
+                tracing::error!("{}: tables of sums cannot be written, and the log is full", volume.folder.display());
+                self.lose_volume(&volume);
+            }
+            if !volume.is_usable() {
+                return;
+            }
+            self.ring.sleep(if all_written { Duration::from_millis(1) } else { BEAT }).await;
         }
     }
 
@@ -66,7 +80,7 @@ impl Store {
                 if self.core.is_first() {
                     self.look_at_all_space();
                 }
-                self.remove_duplicates().await;
+                self.ring.spawn(self.clone().remove_duplicates()); // a disk that hangs delays nothing else
             }
         }
     }
@@ -120,11 +134,12 @@ impl Store {
     }
 
     /// Deletes files that lost against a better copy long enough ago. The file that is in use is never among them.
-    async fn remove_duplicates(&self) {
+    async fn remove_duplicates(self: Rc<Self>) {
         let now = self.ring.now();
         let keep = self.settings.get().keep_duplicates;
-        let (due, rest): (Vec<_>, Vec<_>) =
-            self.duplicates.take().into_iter().partition(|duplicate| now - duplicate.found_at >= keep);
+        let is_due =
+            |duplicate: &Duplicate| now - duplicate.found_at >= keep && !self.volume(duplicate.place.volume).hangs();
+        let (due, rest): (Vec<_>, Vec<_>) = self.duplicates.take().into_iter().partition(is_due);
         *self.duplicates.borrow_mut() = rest;
         for duplicate in due {
             let volume = self.volume(duplicate.place.volume);

@@ -100,6 +100,8 @@ pub(crate) struct Chunk {
     /// Writes that have ended, and how many of them the last flush covered.
     writes_ended: Cell<u64>,
     writes_synced: Cell<u64>,
+    /// Flushes under way that may write back a part of what is written meanwhile.
+    flushes: Cell<u32>,
     /// The device knows the file by its present name.
     name_is_durable: Cell<bool>,
     state: RefCell<Option<OpenFile>>,
@@ -462,6 +464,7 @@ impl Chunk {
             sync_lock: Rc::default(),
             writes_ended: Cell::new(0),
             writes_synced: Cell::new(0),
+            flushes: Cell::new(0),
             name_is_durable: Cell::new(false),
             state: RefCell::default(),
             gone: Cell::new(false),

@@ -148,7 +148,9 @@ impl Store {
         let last = self.last_block_after_cut(chunk, length_bytes).await;
         let last = last.inspect_err(|error| self.note_fault(chunk.id, &volume, error))?;
         let last_sum = last.as_ref().map_or(Crc(0), |(_, sum)| *sum);
-        volume.log()?.record(Intent::Truncate { id: chunk.id, version: new, length_bytes, last_sum }).await?;
+        let log = volume.log()?;
+        log.record(Intent::Truncate { id: chunk.id, version: new, length_bytes, last_sum }).await?;
+        log.make_durable().await?; // what is cut is cut at once
         self.change_version(chunk, new).await?;
         let cut = async {
             self.cut(chunk, length_bytes, last).await?;
@@ -288,6 +290,7 @@ impl Store {
         let _under_way = volume.health.begin(&self.ring);
         let old_path = volume.chunk_path(place.subfolder, chunk.id, place.version);
         let new_path = volume.chunk_path(place.subfolder, chunk.id, new);
+        chunk.name_is_durable.set(false);
         self.ring.rename(&old_path, &new_path).await?;
         let made = self.make_name_true(chunk, new, &new_path).await;
         if made.is_err() && self.ring.rename(&new_path, &old_path).await.is_ok() {

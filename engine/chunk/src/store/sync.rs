@@ -4,6 +4,7 @@
 //! on the device here: the blocks, the table of sums (so that no log is needed to call them good), and the file's
 //! name, which tells the version.
 
+use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 
@@ -11,8 +12,11 @@ use ring::File;
 use wire::{ChunkId, Version};
 
 use super::{Chunk, Store};
+use crate::cores::Core;
 use crate::error::ChunkError;
 use crate::fair_lock::Hold;
+use crate::intents::IntentLog;
+use crate::server::Server;
 use crate::volume::Volume;
 
 /// Numbers of checkpoints of a volume: the last that began, the last that succeeded.
@@ -51,7 +55,8 @@ impl Store {
     /// As `flush`; and the log may forget what it knows of the chunk, if its table was written before.
     pub(super) async fn flush_with_log(&self, chunk: &Chunk, file: &File, volume: &Volume) -> Result<(), ChunkError> {
         let Some(log) = &volume.intents else { return self.flush(chunk, file).await };
-        // What the flush may leave half written must be known before.
+        // What the flush may leave half written must be known before, also what is written while it lasts.
+        let _counted = CountedFlush::new(&chunk.flushes);
         log.make_durable().await?;
         let written = log.table_written_of(chunk.id);
         self.flush(chunk, file).await?;
@@ -76,7 +81,9 @@ impl Store {
         }
         let number = begun + 1;
         volume.checkpoints.set(Checkpoints { begun: number, succeeded });
-        // What the system is about to write may be torn by a power cut, whichever core wrote it: all logs go first.
+        // What the system is about to write may be torn by a power cut, whichever core wrote it: all logs go first, and
+        // until the end each record before what it announces.
+        let _hurried = Hurried::begin(&self.core, index);
         let ready = self.core.ask_all(move |server| async move { server.store.prepare_checkpoint(index).await });
         let written = ready.await.into_iter().collect::<io::Result<Vec<_>>>()?;
         if written.iter().any(|of_core| !of_core.is_empty()) {
@@ -102,8 +109,7 @@ impl Store {
         Ok(written)
     }
 
-    /// `checkpoint` of each volume, side by side, since one may hang; what fails counts against the disk and is tried
-    /// again. By the first core.
+    /// `checkpoint` of each volume, side by side, since one may hang. By the first core.
     pub(crate) fn checkpoint_all(self: &Rc<Self>) {
         let volumes = self.volumes.borrow().clone();
         for (index, volume) in volumes.into_iter().enumerate().filter(|(_, volume)| volume.is_usable()) {
@@ -113,18 +119,75 @@ impl Store {
             let store = self.clone();
             self.ring.spawn(async move {
                 if let Err(error) = store.checkpoint(index as u16).await {
-                    tracing::error!("{}: cannot be synced: {error}", volume.folder.display());
-                    store.core.shared.reports.disk_error();
+                    store.note_failed_checkpoint(&volume, error);
                 }
                 volume.syncing.set(false);
             });
         }
     }
+
+    /// A disk that fails to write what the system had promised may have lost it, and the system does not try again: what
+    /// is read from its memory until then is newer than what a restart would find. So such a disk is given up. What is
+    /// not the disk's failure is tried again.
+    pub(super) fn note_failed_checkpoint(&self, volume: &Volume, error: io::Error) {
+        tracing::error!("{}: cannot be synced: {error}", volume.folder.display());
+        self.core.shared.reports.disk_error();
+        if ChunkError::Disk(error).is_hard() {
+            self.lose_volume(volume);
+        }
+    }
+}
+
+/// Counts a flush while it lasts.
+struct CountedFlush<'a>(&'a Cell<u32>);
+
+impl<'a> CountedFlush<'a> {
+    fn new(count: &'a Cell<u32>) -> CountedFlush<'a> {
+        count.set(count.get() + 1);
+        CountedFlush(count)
+    }
+}
+
+impl Drop for CountedFlush<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// A checkpoint of a volume lasts: its logs hurry, on all cores.
+struct Hurried<'a> {
+    core: &'a Core,
+    volume: u16,
+}
+
+impl<'a> Hurried<'a> {
+    fn begin(core: &'a Core, volume: u16) -> Hurried<'a> {
+        let hurried = Hurried { core, volume };
+        hurried.tell_logs(IntentLog::hurry);
+        hurried
+    }
+
+    fn tell_logs(&self, what: fn(&IntentLog)) {
+        let index = self.volume;
+        let tell = move |server: &Rc<Server>| {
+            if let Some(log) = &server.store.volume(index).intents {
+                what(log);
+            }
+        };
+        self.core.tell_others(tell);
+        self.core.tell(self.core.number, tell);
+    }
+}
+
+impl Drop for Hurried<'_> {
+    fn drop(&mut self) {
+        self.tell_logs(IntentLog::calm);
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use ring::Options;
+    use ring::{IoBufExt, Options};
     use wire::Crc;
 
     use super::*;
@@ -134,6 +197,7 @@ mod tests {
     use crate::server::Server;
     use crate::server::tests::settings_in;
     use crate::settings::{IoMode, Settings};
+    use crate::store::blocks::Part;
 
     /// A chunk of the core was changed, and the system has its table.
     async fn change_a_chunk(server: Rc<Server>) {
@@ -141,6 +205,44 @@ mod tests {
         let log = server.store.volume(0).intents.clone().unwrap();
         log.record(Intent::Write { id, version, block: BlockIndex::new(0).unwrap(), sum: Crc(1) }).await.unwrap();
         log.table_written(id, log.next_page());
+    }
+
+    #[test]
+    fn what_is_written_while_the_system_writes_back_is_in_a_durable_log_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = Settings { io_mode: IoMode::Buffered, ..settings_in(folder.path(), 1) };
+        let options = Options { buffers: settings.buffers(), ..Options::default() };
+        ring::run(options, |ring| async move {
+            let (server, _others, serve_others) = cores::start(&ring, settings).await.unwrap();
+            let _serves_others = ring.spawn(serve_others);
+            let store = &server.store;
+            store.start(None).await.unwrap();
+            let (id, version, block) = (ChunkId(7), Version(1), BlockIndex::new(0).unwrap());
+            while store.create(id, version).await.is_err() {
+                ring.sleep(std::time::Duration::from_millis(1)).await; // the disk is being listed
+            }
+            let chunk = store.open(id, version).await.unwrap();
+            let log = store.volume(0).intents.clone().unwrap();
+            let write = async |byte: u8| {
+                let mut data = ring.wait_buffer().await;
+                data.payload_mut().fill(byte);
+                let sum = crate::sums::sum_of(data.payload());
+                let part = Part { block, offset_bytes: 0, size_bytes: wire::limits::BLOCK_BYTES };
+                let data = data.share().slice(0..wire::limits::BLOCK_BYTES as usize);
+                store.write_part(&chunk, version, chunk.block_turn(block), part, sum, data).await.unwrap();
+            };
+            log.hurry();
+            write(1).await;
+            assert!(log.is_durable(), "during a checkpoint");
+            log.calm();
+            let flush = CountedFlush::new(&chunk.flushes);
+            write(2).await;
+            assert!(log.is_durable(), "during a flush of the chunk");
+            drop(flush);
+            store.checkpoint(0).await.unwrap();
+            assert!(!log.is_hurried(), "it is over");
+        })
+        .unwrap();
     }
 
     #[test]

@@ -114,6 +114,8 @@ fn a_disk_without_room_for_a_log_is_read_and_changed_no_more() {
                 assert_eq!(client.status().await, (1, Status::NOSPACE));
                 assert_eq!(master.truncate(2, 70_000, 2, 1).await, Status::NOSPACE);
                 assert_eq!(master.create(9, 1).await, Status::NOSPACE);
+                let disks: CstoclHddList = client.ask(CltocsHddList {}).await;
+                assert_eq!(disks.disks[0].used, disks.disks[0].total, "nobody is told of room that cannot be used");
                 assert_eq!(master.set_version(3, 2, 1).await, Status::OK);
                 assert_eq!(master.delete(4, 1).await, Status::OK, "that makes room");
                 assert_eq!(in_it.client(1).await.read_ok(1, 1, 0, 100_000).await, noise(1, 100_000));
@@ -172,6 +174,73 @@ fn a_log_that_cannot_be_written_stops_changes_and_nothing_else() {
             assert_eq!(damaged.chunks, [ChunkId(1)]);
         })
         .expect("the server answers");
+}
+
+#[test]
+fn a_disk_that_cannot_keep_what_it_took_is_given_up() {
+    for io_mode in [IoMode::Direct, IoMode::Buffered] {
+        let (world, bed, _running, master) = world_with_chunks(io_mode);
+        let in_it = bed.clone();
+        let master = world
+            .run(world.node(bed.nodes[0].ip), |_| async move {
+                in_it.client(1).await.write(2, 1, &[], 70_000, b"late").await;
+                master
+            })
+            .expect("the server answers");
+        // The folder itself: files are synced as ever, what the system writes back by itself is lost.
+        world.break_disk(world.node(bed.nodes[1].ip), &bed.nodes[1].hdd(), DiskFault::Syncs);
+        let mut master = master;
+        world
+            .run(world.node(bed.nodes[0].ip), |_| async move {
+                let lost: CstomaChunkLost = master.report().await;
+                assert_eq!(lost.chunks, [1, 2, 3, 4].map(ChunkId));
+            })
+            .expect("the server tells that they are lost");
+    }
+}
+
+#[test]
+fn a_disk_whose_log_stays_full_is_given_up() {
+    let (world, bed, _running, mut master) = world_with_chunks(IoMode::Buffered);
+    let control = world.node(bed.nodes[0].ip);
+    let in_it = bed.clone();
+    let (stuck, writer) = world
+        .run(control, |_| async move {
+            let mut stuck = in_it.client(1).await;
+            assert_eq!(stuck.open_write(1, 1, &[]).await, Status::OK);
+            stuck.send_piece(1, 1, 0, 0, b"its table will not be written").await;
+            assert_eq!(stuck.status().await, (1, Status::OK));
+            let mut writer = in_it.client(1).await;
+            assert_eq!(writer.open_write(2, 1, &[]).await, Status::OK);
+            (stuck, writer)
+        })
+        .expect("the server answers");
+    let subfolder_of_1 = {
+        let in_it = bed.clone();
+        world.run(control, |_| async move { in_it.nodes[1].chunk_path(1, 1).await }).unwrap()
+    };
+    world.break_disk(world.node(bed.nodes[1].ip), &subfolder_of_1, DiskFault::Writes);
+    world
+        .run(control, |_| async move {
+            let mut writer = writer;
+            let mut written = 0u32;
+            loop {
+                writer.send_piece(2, written + 1, 0, 0, &written.to_be_bytes()).await;
+                match writer.status_or_end().await {
+                    Some((_, Status::OK)) => written += 1,
+                    None => break, // a session that stands still is ended
+                    Some((_, refused)) => {
+                        assert!([Status::IO, Status::NOCHUNK].contains(&refused), "{refused:?}");
+                        break;
+                    }
+                }
+            }
+            assert!(written > 1500, "the log was full: {written}");
+            let lost: CstomaChunkLost = master.report().await;
+            assert_eq!(lost.chunks, [1, 2, 3, 4].map(ChunkId));
+            drop(stuck);
+        })
+        .expect("the server tells that they are lost");
 }
 
 #[test]

@@ -339,3 +339,41 @@ fn a_stop_while_chunks_move_leaves_lists_that_are_true() {
     }
     assert!(moved.get() > 0, "no stop came while chunks moved");
 }
+
+#[test]
+fn a_disk_that_is_taken_out_while_chunks_move_to_it_has_all_of_them_when_it_returns() {
+    let split = Rc::new(Cell::new(0));
+    for seed in 0..12 {
+        let split = split.clone();
+        in_sim(seed, move |bed| {
+            let split = split.clone();
+            async move {
+                let listener = Master::listen(&bed.nodes[0]);
+                let running = bed.start_with(1, with_folders(&bed, &["a"]).await).await;
+                let mut master = Master::accept(&bed.nodes[0].ring, &listener).await;
+                for id in 1..=20 {
+                    assert_eq!(master.create(id, 1).await, Status::OK);
+                    bed.client(1).await.write(id, 1, &[], 0, &noise(id, 70_000)).await;
+                }
+                running.stop().await;
+                let moving = |settings| Settings { rebalance_moves: 3, ..settings };
+                let running = bed.start_with(1, moving(with_folders(&bed, &["<a", "b"]).await)).await;
+                let _master = Master::accept(&bed.nodes[0].ring, &listener).await;
+                until_disks_are_ready(&bed, 2).await;
+                // The second look, a minute after the start, begins to move.
+                bed.sleep(Duration::from_micros(59_600_000 + bed.nodes[0].ring.random_u64() % 400_000)).await;
+                let _ = running.reload.send(with_folders(&bed, &["a"]).await).await;
+                bed.sleep(Duration::from_secs(30)).await;
+                let count = bed.nodes[1].chunk_count("b").await;
+                split.set(split.get() + usize::from((1..20).contains(&count)));
+                let _ = running.reload.send(with_folders(&bed, &["a", "b"]).await).await;
+                until_disks_are_ready(&bed, 2).await;
+                for id in 1..=20 {
+                    assert!(bed.client(1).await.read_ok(id, 1, 0, 70_000).await == noise(id, 70_000), "chunk {id}");
+                }
+                running.stop().await;
+            }
+        });
+    }
+    assert!(split.get() > 0, "no disk was taken out while chunks moved");
+}

@@ -27,8 +27,8 @@ use crate::time::{Instant, process_micros};
 const NOBODY: u64 = u64::MAX;
 const DOORBELL: u64 = u64::MAX - 1;
 /// Slots that are registered together, when the first of them is used: what is registered is pinned memory, and a pool
-/// is as large as its ring may ever need. 8.5 MiB; the kernel takes up to 1 GiB as one buffer.
-const SLOTS_PER_REGISTRATION: usize = 128;
+/// is as large as its ring may ever need. 2.1 MiB; the kernel takes up to 1 GiB as one buffer.
+const SLOTS_PER_REGISTRATION: usize = 32;
 /// Buffers that a kernel registers at most.
 const REGISTRATIONS_MAX: usize = 16_384;
 /// Kernel threads for calls that block (open, rename, fsync ...), per ring: bounded, and unbounded (sockets). So many
