@@ -139,6 +139,15 @@ impl Exports {
         out
     }
 
+    /// Whether an administration command from this address is obeyed: there is a line with `admin` for it. A line with
+    /// a password does not count, since the command proves none. Spec 70, 5.
+    pub(super) fn allows_admin(&self, ip: Ip4) -> bool {
+        self.lines.iter().any(|line| {
+            let here = (line.first..=line.last).contains(&ip.0);
+            here && line.password.is_none() && line.grant.flags & session_flags::ADMIN != 0
+        })
+    }
+
     /// The line that applies. Errors: EACCES, NOPASSWORD, BADPASSWORD. Spec 30, 4.1.
     pub(super) fn find(&self, request: &Request<'_>) -> Result<&Grant, Status> {
         let mut refusal = Status::EACCES;
@@ -471,6 +480,15 @@ mod tests {
         assert_eq!((mapped.map_all, mapped.root, mapped.flags), ((5, 6), (5, 6), session_flags::MAPALL));
         assert_eq!(mapped.disables, 1 << 7 | 1 << 8);
         assert_eq!(find("1.1.1.1", Some(b"/y")), Err(Status::EACCES));
+    }
+
+    #[test]
+    fn an_administrator_is_known_by_address_unless_a_password_is_wanted() {
+        let exports = Exports::parse(
+            "* / rw\n10.0.0.0/24 / rw,admin\n10.0.1.0/24 / rw,admin,password=secret\n10.0.2.0/24 . rw,admin\n",
+        );
+        let allowed = |ip: &str| exports.allows_admin(Ip4::from(ip.parse::<Ipv4Addr>().unwrap()));
+        assert_eq!(["10.0.0.9", "10.0.1.9", "10.0.2.9", "10.0.3.9"].map(allowed), [true, false, false, false]);
     }
 
     #[test]

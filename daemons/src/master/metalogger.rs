@@ -21,12 +21,13 @@ use tracing::{error, info, warn};
 use wire::limits::{DOWNLOAD_PIECE_BYTES_MAX, METALOGGER_BYTES_MAX};
 use wire::{
     AntoanConfigValue, AntoanGetConfig, AntoanGetVersion, AntoanNop, AntomaDownloadEnd, AntomaDownloadRequest,
-    AntomaDownloadStart, AntomaRegister, Crc, Field, Header, MatoanDownloadData, MatoanDownloadInfo,
-    MatoanDownloadMissing, MatoanMetachangesLog, Name, Packet, Rest, WireError,
+    AntomaDownloadStart, AntomaRegister, Crc, Field, Header, Ip4, MatoanDownloadData, MatoanDownloadInfo,
+    MatoanDownloadMissing, MatoanMetachangesLog, Name, Packet, Rest, VersionWord, WireError,
 };
 
 use super::Shared;
 use super::chunkserver::version_answer;
+use super::core::ip_of;
 use super::images::BACK;
 use super::journal::{Queue, journal_path, packets_of};
 use super::recovery::{WRAPPED_HEAD_BYTES, WRAPPED_TAIL};
@@ -49,6 +50,8 @@ pub(super) struct Loggers {
 
 struct Follower {
     outbox: Rc<Outbox>,
+    version: VersionWord,
+    ip: Ip4,
     /// The first line that it was not handed yet, while it catches up; then it gets new lines as they come.
     behind: Option<u64>,
 }
@@ -102,6 +105,11 @@ impl Loggers {
 
     pub(super) fn len(&self) -> usize {
         self.following.len()
+    }
+
+    /// What they said of their version, and their addresses, for monitors. Spec 70, 4.4.
+    pub(super) fn peers(&self) -> impl Iterator<Item = (VersionWord, Ip4)> {
+        self.following.values().map(|follower| (follower.version, follower.ip))
     }
 }
 
@@ -177,7 +185,8 @@ pub(super) async fn serve(master: Shared, stream: Stream) {
                     reader.set_timeout(timeout);
                     outbox.keep_alive(KeepAlive { nop: AntoanNop {}.encode(), every: timeout / 3 });
                     info!(metalogger = %peer, version = %packet.version, from = packet.minversion, "metalogger registered");
-                    follow(&master, id, &outbox, packet.minversion);
+                    let who = (packet.version, ip_of(peer));
+                    follow(&master, id, &outbox, who, packet.minversion);
                     catching_up = Some(master.ring.spawn(catch_up(master.clone(), id, outbox.clone())));
                 }
                 Err(error) => break format!("bad register packet: {error}"),
@@ -210,7 +219,7 @@ pub(super) async fn let_go(master: &Shared) {
 }
 
 /// From now on the logger hears of every line; first of those that it missed.
-fn follow(master: &Shared, id: u64, outbox: &Rc<Outbox>, from: Option<u64>) {
+fn follow(master: &Shared, id: u64, outbox: &Rc<Outbox>, (version, ip): (VersionWord, Ip4), from: Option<u64>) {
     master.with(|core, _| {
         let ours = core.namespace.version();
         if let Some(from) = from.filter(|from| *from > ours) {
@@ -224,7 +233,7 @@ fn follow(master: &Shared, id: u64, outbox: &Rc<Outbox>, from: Option<u64>) {
         // Ours begins with the last line that it has. If that one is the first that is forgotten, it does without.
         let wanted = from.map_or(Vec::new(), |from| vec![from, from.saturating_add(1)]);
         let behind = wanted.into_iter().find(|line| *line < durable && core.journal.remembers(*line));
-        core.loggers.following.insert(id, Follower { outbox: outbox.clone(), behind });
+        core.loggers.following.insert(id, Follower { outbox: outbox.clone(), version, ip, behind });
     });
 }
 

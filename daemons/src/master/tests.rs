@@ -770,3 +770,40 @@ fn metadata_of_another_file_system_are_refused_until_a_person_decides() {
     let found = scene.play(22, |ring| async move { Peer::mount(&ring).await.lookup("file").await.is_ok() });
     assert!(found);
 }
+
+/// A question of a monitor, which has no packet of its own in `wire`.
+fn question(kind: u32, payload: &[u8]) -> Vec<u8> {
+    let header = Header { kind, length: u32::try_from(payload.len()).unwrap() };
+    [&header.encode()[..], payload].concat()
+}
+
+#[test]
+fn commands_are_obeyed_only_from_the_addresses_of_administrators() {
+    let scene = Scene::with(17, "10.0.0.21 / rw,admin\n* / rw,alldirs,maproot=0:0\n", |_| {});
+    let remove_session = |last| {
+        scene.play(last, |ring| async move {
+            let mut monitor = Peer::connect(&ring, 9421).await;
+            monitor.send(question(526, &[0, 0, 0, 0, 99])).await;
+            let session = monitor.next().await;
+            monitor.send(question(524, &[0, 10, 0, 0, 9, 0x24, 0xCE])).await;
+            (session, monitor.next().await)
+        })
+    };
+    let both = |status: Status| (Some((527, vec![status.0])), Some((525, vec![status.0])));
+    assert_eq!(remove_session(21), both(Status::NOTFOUND), "obeyed, but there is no such session or server");
+    assert_eq!(remove_session(22), both(Status::EPERM_NOTADMIN));
+}
+
+#[test]
+fn a_monitor_sees_metaloggers_with_version_and_address() {
+    let scene = Scene::new(18);
+    let seen = scene.play(23, |ring| async move {
+        let logger = Peer::connect(&ring, 9419).await;
+        logger.send(AntomaRegister { version: VersionWord(0x0003_00EA), timeout: 10, minversion: None }.encode()).await;
+        ring.sleep(Duration::from_millis(500)).await;
+        let mut monitor = Peer::connect(&ring, 9421).await;
+        monitor.send(question(522, &[])).await;
+        monitor.next().await
+    });
+    assert_eq!(seen, Some((523, vec![0, 3, 0, 0xEA, 10, 0, 0, 23])));
+}

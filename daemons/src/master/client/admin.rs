@@ -1,5 +1,6 @@
 //! Questions of monitors and tools. Spec 70.
 
+use tracing::warn;
 use wire::{
     AntoclModuleInfo, AntoclModuleInfoWithId, CltoanModuleInfo, Field, HEADER_BYTES, Header, Ip4, Packet, Status,
     VersionWord, session_flags,
@@ -28,14 +29,20 @@ pub(super) fn handle(core: &mut Core, id: u64, kind: u32, payload: &[u8], now: u
         INFO if payload.is_empty() => packet(kind + 1, &info(core, now)),
         MLOG_LIST if payload.is_empty() => {
             let mut out = Vec::new();
-            for _ in 0..core.loggers.len() {
-                VersionWord::OURS.put(&mut out);
-                Ip4(0).put(&mut out);
+            for (version, ip) in core.loggers.peers() {
+                version.put(&mut out);
+                ip.put(&mut out);
             }
             packet(kind + 1, &out)
         }
-        CSSERV_COMMAND if payload.len() == 7 => packet(kind + 1, &[server_command(core, payload, now).0]),
-        SESSION_COMMAND if payload.len() == 5 => packet(kind + 1, &[session_command(core, payload, now).0]),
+        CSSERV_COMMAND if payload.len() == 7 => {
+            let status = if is_admin(core, id) { server_command(core, payload, now) } else { Status::EPERM_NOTADMIN };
+            packet(kind + 1, &[status.0])
+        }
+        SESSION_COMMAND if payload.len() == 5 => {
+            let status = if is_admin(core, id) { session_command(core, payload, now) } else { Status::EPERM_NOTADMIN };
+            packet(kind + 1, &[status.0])
+        }
         _ => match super::monitor::answer(core, kind, payload, now) {
             Some(payload) => packet(kind + 1, &payload),
             None => return Err(format!("monitoring packet of type {kind} with {} bytes is not served", payload.len())),
@@ -43,6 +50,23 @@ pub(super) fn handle(core: &mut Core, id: u64, kind: u32, payload: &[u8], now: u
     };
     core.reply(&outbox, packet);
     Ok(())
+}
+
+/// Whether this connection may give administration commands: its session is an administrator's, or the exports have its
+/// address with `admin`. MooseFS's master obeys anybody. Spec 70, 5.
+fn is_admin(core: &Core, id: u64) -> bool {
+    let Some(link) = core.clients.get(&id) else { return false };
+    let session = link.session.and_then(|session| core.namespace.session(session));
+    let allowed = session.is_some_and(|session| session.params.flags & session_flags::ADMIN != 0)
+        || core.exports.allows_admin(link.ip);
+    if !allowed {
+        warn!(
+            client = %link.ip,
+            "an administration command is refused: no line of mfsexports.cfg has this address with `admin` and without \
+             a password; add one and reload the master to allow it"
+        );
+    }
+    allowed
 }
 
 fn packet(kind: u32, payload: &[u8]) -> Vec<u8> {
