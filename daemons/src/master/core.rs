@@ -45,6 +45,7 @@ pub(super) struct Core {
     pub(super) closed_sessions: BTreeSet<SessionId>,
     /// Chunks whose writers the last master did not hear the end of. See `client::data`.
     pub(super) unfinished_chunks: BTreeSet<ChunkId>,
+    pub(super) operations: client::operations::Operations,
     pub(super) started: u32,
     pub(super) last_image: LastImage,
     /// Known chunkservers that are away, since when this master misses them.
@@ -93,6 +94,7 @@ impl Core {
             waiting: BTreeMap::new(),
             closed_sessions: BTreeSet::new(),
             unfinished_chunks: loaded.unfinished_chunks,
+            operations: client::operations::Operations::default(),
             started: now,
             last_image: LastImage::default(),
             absent_since: BTreeMap::new(),

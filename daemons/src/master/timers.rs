@@ -47,7 +47,11 @@ pub(super) async fn every_second(master: Shared) {
             master.with(|core, now| core.namespace.tick_minute(now));
         }
         if now / 3600 != last / 3600 {
-            master.with(|core, _| core.journal.ask_for_rotation());
+            master.with(|core, _| {
+                core.journal.ask_for_rotation();
+                let Core { operations, namespace, .. } = core;
+                operations.end_hour(|session| namespace.session(session).is_some());
+            });
             master.journal_wake.notify_one();
         }
         last = now;

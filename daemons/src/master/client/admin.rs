@@ -14,8 +14,6 @@ const INFO: u32 = 510;
 const MLOG_LIST: u32 = 522;
 const CSSERV_COMMAND: u32 = 524;
 const SESSION_COMMAND: u32 = 526;
-/// Counters of operations per session. Spec 70, 4.3.
-const OPERATIONS: u16 = 16;
 
 /// One question. An error is the reason to hang up.
 pub(super) fn handle(core: &mut Core, id: u64, kind: u32, payload: &[u8], now: u32) -> Result<(), String> {
@@ -162,7 +160,7 @@ fn chunkservers(core: &Core) -> Vec<u8> {
 /// Spec 70, 4.3.
 fn sessions(core: &Core, mode: u8, now: u32) -> Vec<u8> {
     let mut out = Vec::new();
-    OPERATIONS.put(&mut out);
+    (super::operations::COUNT as u16).put(&mut out);
     let text = |bytes: &[u8], out: &mut Vec<u8>| {
         u32::try_from(bytes.len()).unwrap_or(0).put(out);
         out.extend_from_slice(bytes);
@@ -206,7 +204,8 @@ fn sessions(core: &Core, mode: u8, now: u32) -> Vec<u8> {
         if mode >= 4 {
             params.disables.put(&mut out);
         }
-        out.resize(out.len() + 2 * 4 * usize::from(OPERATIONS), 0);
+        let (present, last) = core.operations.of(id);
+        present.iter().chain(&last).for_each(|count| count.put(&mut out));
     }
     out
 }

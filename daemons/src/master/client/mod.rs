@@ -10,6 +10,7 @@ mod extras;
 pub(super) mod locks;
 mod monitor;
 mod names;
+pub(super) mod operations;
 mod register;
 
 use std::rc::Rc;
@@ -151,6 +152,7 @@ fn handle(master: &Shared, id: u64, header: Header, payload: &[u8]) -> Result<()
     let Some(session) = link.session else {
         return Err(format!("packet of type {kind} before registration"));
     };
+    master.core.borrow_mut().operations.count(session, kind);
     // What may have to wait.
     let who = data::Who { id, link: link.clone(), session };
     match kind {

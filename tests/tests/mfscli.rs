@@ -1,0 +1,70 @@
+//! What MooseFS's `mfscli` prints of our master and of MooseFS's, after the same commands.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on may say so by panicking")]
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use mooring_tests::cluster::{Cluster, Kind, Layout};
+use mooring_tests::need::{Need, have};
+
+const NEEDS: &[Need] = &[Need::Root, Need::Fuse, Need::Stock, Need::Mooring];
+/// Sections whose text must be the same.
+const SAME: &[&str] = &["-SLI", "-SIC", "-SMF", "-SMB", "-SEX", "-SMS", "-SOF", "-SAL", "-SMO"];
+
+#[test]
+fn sections_of_mfscli_are_those_of_a_stock_master() {
+    if !have("sections_of_mfscli_are_those_of_a_stock_master", NEEDS) {
+        return;
+    }
+    not_at_the_end_of_an_hour();
+    let mut ours = Cluster::start("cli-ours", Layout::new(Kind::Mooring, &[Kind::Stock]));
+    let mut stock = Cluster::start_beside(&ours, "cli-stock", Layout::new(Kind::Stock, &[Kind::Stock]));
+    for cluster in [&mut ours, &mut stock] {
+        let mount = cluster.mount(Kind::Stock);
+        work(cluster, &mount);
+    }
+    let mut wrong = Vec::new();
+    for section in SAME {
+        let (found, wanted) = (mfscli(&ours, section), mfscli(&stock, section));
+        if found != wanted {
+            wrong.push(format!("{section}: ours\n{found}\nMooseFS's\n{wanted}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// At a full hour the counters of operations begin anew: the two clusters must not lie on two sides of it.
+fn not_at_the_end_of_an_hour() {
+    let left = || 3600 - SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() % 3600;
+    while left() < 60 {
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+/// A request of each kind that a session's counters tell apart.
+fn work(cluster: &Cluster, mount: &Path) {
+    fs::create_dir(mount.join("folder")).unwrap();
+    fs::create_dir(mount.join("gone")).unwrap();
+    fs::remove_dir(mount.join("gone")).unwrap();
+    fs::write(mount.join("folder/file"), b"text").unwrap();
+    fs::write(mount.join("folder/gone"), b"").unwrap();
+    fs::remove_file(mount.join("folder/gone")).unwrap();
+    fs::hard_link(mount.join("folder/file"), mount.join("second")).unwrap();
+    fs::rename(mount.join("second"), mount.join("third")).unwrap();
+    std::os::unix::fs::symlink("third", mount.join("link")).unwrap();
+    assert_eq!(fs::read(mount.join("link")).unwrap(), b"text");
+    assert_eq!(fs::read_dir(mount).unwrap().count(), 3);
+    let quota = cluster.command("mfssetquota").args(["-I", "100", "-L", "1GiB"]).arg(mount.join("folder")).output();
+    let quota = quota.expect("mfssetquota runs");
+    assert!(quota.status.success(), "mfssetquota: {}", String::from_utf8_lossy(&quota.stderr));
+}
+
+/// A section as plain text, without the folder of the cluster.
+fn mfscli(cluster: &Cluster, section: &str) -> String {
+    let output =
+        cluster.command("mfscli").args(["-H", "10.77.0.1", "-p", "-n", section]).output().expect("mfscli runs");
+    assert!(output.status.success(), "mfscli {section}: {}", String::from_utf8_lossy(&output.stderr));
+    let folder = cluster.scratch("").display().to_string();
+    String::from_utf8_lossy(&output.stdout).replace(folder.trim_end_matches('/'), "FOLDER")
+}
