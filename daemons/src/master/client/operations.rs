@@ -16,7 +16,7 @@ const OPEN: usize = 13;
 
 pub(super) type Counts = [u32; COUNT];
 
-/// The counters of all sessions. They live as long as the master's process, as MooseFS's do between two images.
+/// The counters of all sessions. They live as long as the master's process.
 #[derive(Debug, Default)]
 pub(in crate::master) struct Operations {
     sessions: BTreeMap<SessionId, Hours>,
