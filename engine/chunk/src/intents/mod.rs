@@ -11,6 +11,11 @@
 //! on its way are written together by the next one (group commit): a page holds 127, so a disk that takes 10 000
 //! synchronous writes a second takes a million records. A page is overwritten one round later; by then the tables of
 //! the chunks that it names must be on disk, and `pressure` asks for that in time.
+//!
+//! A log that is not synced page by page (files go through the page cache) fills the page it began: later records are
+//! added and the page is written again, until it is full, until a sync of the log counts on it, or until a table of sums
+//! is written that covers it. Else a page would hold two or three records, the ring would be through in a fifth of a
+//! second, and the file system would be synced five times a second to make room.
 
 pub(crate) mod record;
 
@@ -74,6 +79,8 @@ pub(crate) struct IntentLog {
     pending: Notify,
     /// One sync of the file at a time.
     syncing: Semaphore,
+    /// One write of pages at a time, and none that a sync does not know of.
+    writing: Semaphore,
     /// Syncs of the disk's file system under way: see `hurry`.
     hurried: Cell<u32>,
     /// The ring fills up: tables must be written.
@@ -86,6 +93,9 @@ pub(crate) struct IntentLog {
 struct State {
     /// Number of the next page.
     next: u64,
+    /// The page before it, if records may still be added there, and what it holds.
+    open: Option<OpenPage>,
+    open_records: Vec<Intent>,
     /// What waits to be committed, in order.
     waiting: VecDeque<Intent>,
     /// Records that were ever put in the line, and how many of them are durable.
@@ -99,9 +109,25 @@ struct State {
     unsettled: BTreeMap<ChunkId, (u64, u64)>,
     /// Chunks whose table the system has, and the page before which it covers all records; the device may not have it.
     written: BTreeMap<ChunkId, u64>,
-    /// Pages that the device may not have.
-    has_undurable: bool,
+    /// The system has all pages before this one, and the device all before that one.
+    written_pages: u64,
+    durable_pages: u64,
     broken: bool,
+}
+
+#[derive(Clone, Copy)]
+struct OpenPage {
+    sequence: u64,
+    /// When its first record came.
+    wall_sec: u64,
+}
+
+impl State {
+    fn break_down(&mut self) -> VecDeque<(u64, Waker)> {
+        self.broken = true;
+        self.waiting.clear();
+        std::mem::take(&mut self.waiters)
+    }
 }
 
 /// The log could not be written: nothing may be changed on this disk.
@@ -161,9 +187,16 @@ impl IntentLog {
             synced,
             file,
             pages: ring_pages,
-            state: RefCell::new(State { next, ..State::default() }),
+            state: RefCell::new(State {
+                next,
+                open_records: Vec::with_capacity(RECORDS_PER_PAGE),
+                written_pages: next,
+                durable_pages: next,
+                ..State::default()
+            }),
             pending: Notify::new(),
             syncing: Semaphore::new(1),
+            writing: Semaphore::new(1),
             hurried: Cell::new(0),
             pressure: Notify::new(),
             relief: Notify::new(),
@@ -203,9 +236,17 @@ impl IntentLog {
         .await
     }
 
-    /// Number of the next page: whatever is recorded from now on gets this one or a later one.
+    /// Number of the page to write: whatever is recorded from now on gets this one or a later one.
+    pub(crate) fn page_at_hand(&self) -> u64 {
+        let state = self.state.borrow();
+        state.open.map_or(state.next, |page| page.sequence)
+    }
+
+    /// As `page_at_hand`, of a page in which nothing is recorded yet.
     pub(crate) fn next_page(&self) -> u64 {
-        self.state.borrow().next
+        let mut state = self.state.borrow_mut();
+        state.open = None;
+        state.next
     }
 
     /// The system has the chunk's table, which covers all its records on pages before `before`.
@@ -238,18 +279,30 @@ impl IntentLog {
         }
     }
 
-    /// The device has all pages that were written until now. Errors: the disk's.
+    /// The device has all pages that were written until now. Those who wait at the same time share a sync. Errors: the
+    /// disk's.
     pub(crate) async fn make_durable(&self) -> io::Result<()> {
-        // Who comes while another's sync is under way waits for it: only then the device has what the flag stood for.
-        let _turn = self.syncing.acquire(1).await;
-        if !std::mem::take(&mut self.state.borrow_mut().has_undurable) {
+        let wanted = self.state.borrow().written_pages;
+        if self.state.borrow().durable_pages >= wanted {
             return Ok(());
         }
-        let synced = self.file.datasync().await;
-        if synced.is_err() {
-            self.state.borrow_mut().has_undurable = true;
+        let _turn = self.syncing.acquire(1).await;
+        if self.state.borrow().durable_pages >= wanted {
+            return Ok(());
         }
-        synced
+        // A page that is written again while the device takes it may be torn there: none of those that count is.
+        self.next_page();
+        drop(self.writing.acquire(1).await);
+        let covered = self.state.borrow().written_pages;
+        if let Err(error) = self.file.datasync().await {
+            // The system has given up these pages; another sync would succeed without them.
+            tracing::error!("the intent log cannot be synced, its disk takes no more changes: {error}");
+            let waiters = self.state.borrow_mut().break_down();
+            waiters.into_iter().for_each(|(_, waker)| waker.wake());
+            return Err(error);
+        }
+        self.state.borrow_mut().durable_pages = covered;
+        Ok(())
     }
 
     /// From here to `calm`, the system writes back whatever it has: what is recorded must be durable before it is done.
@@ -267,7 +320,8 @@ impl IntentLog {
 
     #[cfg(test)]
     pub(crate) fn is_durable(&self) -> bool {
-        !self.state.borrow().has_undurable
+        let state = self.state.borrow();
+        state.durable_pages == state.written_pages
     }
 
     /// Keeps a log whose pages are not written durably (files go through the page cache) at most this far behind: the
@@ -275,8 +329,8 @@ impl IntentLog {
     pub(crate) async fn follow_loop(self: Rc<Self>) {
         loop {
             self.ring.sleep(LAG_MAX).await;
-            if let Err(error) = self.make_durable().await {
-                tracing::error!("the intent log cannot be synced: {error}");
+            if self.make_durable().await.is_err() {
+                return; // said there
             }
         }
     }
@@ -308,12 +362,17 @@ impl IntentLog {
         }
     }
 
+    /// Nothing if half of the ring is free. If not, what stands in a much younger half is named too: one checkpoint then
+    /// makes room for long.
     fn old_chunks(&self) -> Vec<ChunkId> {
         let state = self.state.borrow();
-        let mut chunks: Vec<(u64, ChunkId)> = state
-            .unsettled
-            .iter()
-            .filter(|(_, (first, _))| first + self.pages / 2 < state.next)
+        let older_than = |pages: u64, first: u64| first + pages < state.next;
+        if !state.unsettled.values().any(|(first, _)| older_than(self.pages / 2, *first)) {
+            return Vec::new();
+        }
+        let unsettled = state.unsettled.iter();
+        let mut chunks: Vec<(u64, ChunkId)> = unsettled
+            .filter(|(_, (first, _))| older_than(self.pages / 8, *first))
             .map(|(id, (first, _))| (*first, *id))
             .collect();
         chunks.sort_unstable();
@@ -327,16 +386,13 @@ impl IntentLog {
         loop {
             let asked = self.next_batch(&mut records).await;
             let under_way = health.begin(&self.ring);
-            let (result, back) = self.commit(&records, buffer).await;
-            drop(under_way);
+            let writing = self.writing.acquire(1).await;
+            let (result, back) = self.commit(&mut records, buffer).await;
+            drop((writing, under_way));
             buffer = back;
             if let Err(error) = &result {
                 tracing::error!("the intent log cannot be written, its disk takes no more changes: {error}");
-                let mut state = self.state.borrow_mut();
-                state.broken = true;
-                state.waiting.clear();
-                let waiters = std::mem::take(&mut state.waiters);
-                drop(state);
+                let waiters = self.state.borrow_mut().break_down();
                 waiters.into_iter().for_each(|(_, waker)| waker.wake());
                 return;
             }
@@ -375,7 +431,8 @@ impl IntentLog {
                     records.clear();
                     let lazy_count = state.lazy.len().min(RECORDS_PER_PAGE);
                     records.extend(state.lazy.drain(..lazy_count));
-                    let count = state.waiting.len().min(RECORDS_PER_PAGE * PAGES_PER_COMMIT - records.len());
+                    let count_max = RECORDS_PER_PAGE * (PAGES_PER_COMMIT - 1) - records.len(); // one page may be open
+                    let count = state.waiting.len().min(count_max);
                     records.extend(state.waiting.drain(..count));
                     return count as u64;
                 }
@@ -394,21 +451,39 @@ impl IntentLog {
         self.pages - (state.next - oldest)
     }
 
-    async fn commit(&self, records: &[Intent], mut buffer: Block) -> (io::Result<()>, Block) {
-        let wall_sec = self.ring.wall_micros() / 1_000_000;
-        let first = self.state.borrow().next;
-        let pages = records.len().div_ceil(RECORDS_PER_PAGE);
-        for (at, page) in records.chunks(RECORDS_PER_PAGE).enumerate() {
-            let sequence = first + at as u64;
-            encode_page(sequence, wall_sec, page, &mut buffer.payload_mut()[at * PAGE_BYTES..(at + 1) * PAGE_BYTES]);
-            let mut state = self.state.borrow_mut();
-            for record in page {
-                if let Intent::Write { id, .. } | Intent::Truncate { id, .. } = record {
-                    state.unsettled.entry(*id).or_insert((sequence, sequence)).1 = sequence;
+    /// Writes pages with these records, the first of them behind those of the open page. `records` is spoilt.
+    async fn commit(&self, records: &mut Vec<Intent>, mut buffer: Block) -> (io::Result<()>, Block) {
+        let now_sec = self.ring.wall_micros() / 1_000_000;
+        let (first, pages) = {
+            let state = &mut *self.state.borrow_mut();
+            let open = state.open.take();
+            let known = open.map_or(0, |_| state.open_records.len());
+            let OpenPage { sequence: first, wall_sec } =
+                open.unwrap_or(OpenPage { sequence: state.next, wall_sec: now_sec });
+            records.splice(..0, state.open_records.drain(..).take(known));
+            let pages = records.len().div_ceil(RECORDS_PER_PAGE);
+            for (at, page) in records.chunks(RECORDS_PER_PAGE).enumerate() {
+                let sequence = first + at as u64;
+                let wall_sec = if at == 0 { wall_sec } else { now_sec };
+                encode_page(
+                    sequence,
+                    wall_sec,
+                    page,
+                    &mut buffer.payload_mut()[at * PAGE_BYTES..(at + 1) * PAGE_BYTES],
+                );
+                for record in page {
+                    if let Intent::Write { id, .. } | Intent::Truncate { id, .. } = record {
+                        state.unsettled.entry(*id).or_insert((sequence, sequence)).1 = sequence;
+                    }
+                }
+                if at + 1 == pages && page.len() < RECORDS_PER_PAGE && !self.synced {
+                    state.open = Some(OpenPage { sequence, wall_sec });
+                    state.open_records.extend_from_slice(page);
                 }
             }
-        }
-        self.state.borrow_mut().next = first + pages as u64;
+            state.next = first + pages as u64;
+            (first, pages)
+        };
         // A batch that crosses the end of the ring takes two writes.
         let until_end = ((self.pages - first % self.pages) as usize).min(pages);
         let parts = [(0, until_end, first % self.pages), (until_end, pages, 0)];
@@ -419,8 +494,13 @@ impl IntentLog {
             if result.is_err() {
                 return (result, buffer);
             }
-            self.state.borrow_mut().has_undurable |= !self.synced;
         }
+        let mut state = self.state.borrow_mut();
+        state.written_pages = first + pages as u64;
+        if self.synced {
+            state.durable_pages = state.written_pages;
+        }
+        drop(state);
         (Ok(()), buffer)
     }
 }
@@ -518,6 +598,97 @@ mod tests {
         }
         committing.abort();
         (log.pages, repairs.len())
+    }
+
+    fn write(number: u64) -> Intent {
+        let (block, sum) = (crate::layout::BlockIndex::new(0).unwrap(), wire::Crc(number as u32));
+        Intent::Write { id: ChunkId(number), version: wire::Version(1), block, sum }
+    }
+
+    /// Runs `job` with a log in a simulated world and gives the records of the log's pages afterwards, in their order.
+    fn pages_after<F: Future<Output = ()> + 'static>(
+        synced: bool,
+        job: impl FnOnce(Ring, Rc<IntentLog>) -> F + 'static,
+    ) -> Vec<(u64, Vec<Intent>)> {
+        let world = ring::sim::World::new(1, ring::sim::Settings::default());
+        let node = world.node([10, 0, 0, 1].into());
+        let pages = world.run(node, move |ring| async move {
+            ring.mkdir(Path::new("/d"), 0o755).await.unwrap();
+            let kind = LogKind { direct: false, synced, mode: 0o644 };
+            let (log, _) = IntentLog::open(&ring, Path::new("/d"), (0, PAGES_MIN), kind).await.unwrap();
+            let committing = ring.spawn(log.clone().commit_loop(Rc::default()));
+            job(ring.clone(), log.clone()).await;
+            committing.abort();
+            let mut pages = read_pages(&ring, &log.file).await.unwrap();
+            pages.sort_by_key(|page| page.sequence);
+            pages.into_iter().map(|page| (page.sequence, page.records)).collect()
+        });
+        pages.unwrap()
+    }
+
+    #[test]
+    fn a_page_is_filled_before_the_next_is_begun() {
+        let filled = pages_after(false, |_, log| async move {
+            for number in 0..RECORDS_PER_PAGE as u64 + 2 {
+                log.record(write(number)).await.unwrap();
+            }
+            assert_eq!((log.page_at_hand(), log.state.borrow().written_pages), (1, 2));
+        });
+        let of_first_page = (0..RECORDS_PER_PAGE as u64).map(write).collect();
+        let of_second_page = (RECORDS_PER_PAGE as u64..RECORDS_PER_PAGE as u64 + 2).map(write).collect();
+        assert_eq!(filled, [(0, of_first_page), (1, of_second_page)]);
+    }
+
+    #[test]
+    fn a_page_that_the_device_has_is_not_written_again() {
+        let pages = pages_after(false, |_, log| async move {
+            log.record(write(1)).await.unwrap();
+            log.make_durable().await.unwrap();
+            log.record(write(2)).await.unwrap();
+            log.record(write(3)).await.unwrap();
+            assert!(!log.is_durable(), "two records came behind the sync");
+            // A table that covers what was recorded: what comes later is told apart by its page.
+            assert_eq!((log.page_at_hand(), log.next_page(), log.page_at_hand()), (1, 2, 2));
+            log.record(write(4)).await.unwrap();
+        });
+        assert_eq!(pages, [(0, vec![write(1)]), (1, vec![write(2), write(3)]), (2, vec![write(4)])]);
+        let pages = pages_after(true, |_, log| async move {
+            log.record(write(1)).await.unwrap();
+            log.record(write(2)).await.unwrap();
+            assert!(log.is_durable());
+        });
+        assert_eq!(pages, [(0, vec![write(1)]), (1, vec![write(2)])], "each page is on the device at once");
+    }
+
+    #[test]
+    fn a_sync_waits_for_the_page_that_is_being_written() {
+        pages_after(false, |ring, log| async move {
+            log.record(write(1)).await.unwrap();
+            let being_written = log.writing.acquire(1).await;
+            let syncing = ring.spawn({
+                let log = log.clone();
+                async move { log.make_durable().await.unwrap() }
+            });
+            ring.sleep(LAG_MAX).await;
+            assert!(!log.is_durable());
+            drop(being_written);
+            syncing.await;
+            assert!(log.is_durable());
+        });
+    }
+
+    #[test]
+    fn pressure_names_more_than_what_is_in_the_way() {
+        let _ = pages_after(false, |_, log| async move {
+            for number in 0..log.pages / 2 + 2 {
+                assert_eq!(
+                    log.old_chunks().len(),
+                    if number <= log.pages / 2 { 0 } else { 1 + 3 * log.pages as usize / 8 }
+                );
+                log.record(write(number)).await.unwrap();
+                log.next_page();
+            }
+        });
     }
 
     #[test]

@@ -272,7 +272,7 @@ impl Store {
                 (sum_after_patch(view.sum, old_part_sum, sum, part.tail_bytes()), region)
             }
         };
-        let ticket = chunk.begin_write(log.next_page());
+        let ticket = chunk.begin_write(log.page_at_hand());
         let is_in_zeros = !view.exists && new_sum.0 == EMPTY_BLOCK_CRC && data.as_bytes().iter().all(|byte| *byte == 0);
         let written = match is_in_zeros {
             true => {
@@ -445,8 +445,12 @@ impl Store {
             let open = state.as_mut().ok_or(ChunkError::NoChunk)?;
             open.sums.encode(&mut scratch.payload_mut()[..TABLE_BYTES]);
             open.sums_changed = false;
-            let next_page = open.volume.intents.as_ref().map_or(0, |log| log.next_page());
-            let settled_before = open.writes_under_way.iter().map(|(_, page)| *page).min().unwrap_or(next_page);
+            let settled_before = match (open.writes_under_way.iter().map(|(_, page)| *page).min(), &open.volume.intents)
+            {
+                (Some(first_page), _) => first_page,
+                (None, Some(log)) => log.next_page(),
+                (None, None) => 0,
+            };
             (open.file.clone(), open.volume.clone(), open.form.table_offset(), settled_before)
         };
         let started = self.ring.now();
