@@ -1,7 +1,7 @@
 //! Disks come and go: at the start, when the configuration changes, when one fails.
 //!
-//! A volume keeps its number for life, since the registry names it by that; one that is gone leaves an empty place. Its
-//! files are listed in the background while everything else goes on. Spec 21, 7 and 8.
+//! A volume keeps its number for life, since the registry names it by that; one that is gone leaves an empty place. Spec
+//! 21, 7 and 8.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,20 +11,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use wire::{ChunkId, MetaId};
 
-use super::recover::Recovered;
-use super::{Chunk, Duplicate, Repairs, Store, torn};
-use crate::chunkdb::{self, Record};
+use super::scanning::SCAN_NAP;
+use super::{Chunk, Duplicate, Repairs, Store};
 use crate::error::ChunkError;
 use crate::fair_lock::Hold;
 use crate::folders::FolderLine;
 use crate::intents::record::add_repairs;
 use crate::intents::{IntentLog, LogKind, PAGES, core_of_name, is_full, repairs_of};
-use crate::layout::{SUBFOLDERS, shape};
-use crate::registry::{Place, Verdict};
-use crate::scan::{Blocks, Found, make_subfolders, scan};
+use crate::layout::shape;
+use crate::registry::Place;
+use crate::scan::make_subfolders;
 use crate::settings::IoMode;
 use crate::volume::{Opened, SharedVolume, Volume, VolumeState, open_volume, write_metaid};
 
@@ -34,13 +32,8 @@ pub(crate) struct FoldersUnusable(pub(crate) String);
 
 /// A disk that is taken out waits so long for what is under way on a chunk.
 const CLOSE_WAIT: Duration = Duration::from_secs(10);
-/// A disk that was given up is tried again only when the scan that was under way has ended; so long is waited for that.
-const SCAN_END_WAIT: Duration = Duration::from_secs(5);
-const SCAN_NAP: Duration = Duration::from_millis(20);
 /// How often a disk that is taken out looks whether chunks are still on their way to it.
 const ARRIVAL_NAP: Duration = Duration::from_millis(5);
-/// Files that are handed to the owners of their chunks at a time.
-const FOUND_AT_ONCE: usize = 1024;
 
 /// What a core leaves of a volume that comes to rest.
 pub(super) struct Closed {
@@ -148,15 +141,6 @@ impl Store {
         }
     }
 
-    /// Waits for the end of a scan that will soon notice that its disk was given up. False if the disk does not answer.
-    async fn scan_ends(&self, volume: &Volume) -> bool {
-        let until = self.ring.now() + SCAN_END_WAIT;
-        while volume.scanning.get() && self.ring.now() < until {
-            self.ring.sleep(SCAN_NAP).await;
-        }
-        !volume.scanning.get()
-    }
-
     /// The master confirmed which file system we belong to.
     pub(crate) fn confirm_metaid(self: &Rc<Self>, metaid: MetaId) {
         for index in 0..self.volumes.borrow().len() as u16 {
@@ -221,7 +205,7 @@ impl Store {
     }
 
     /// Logs in a folder that no core writes: there were more cores once.
-    async fn logs_of_former_cores(&self, folder: &Path) -> io::Result<Vec<PathBuf>> {
+    pub(super) async fn logs_of_former_cores(&self, folder: &Path) -> io::Result<Vec<PathBuf>> {
         let mut logs = Vec::new();
         for entry in self.ring.list(folder).await? {
             if core_of_name(entry.name.as_encoded_bytes()).is_some_and(|core| core >= self.core.count()) {
@@ -238,100 +222,8 @@ impl Store {
         }
     }
 
-    fn begin_scan(self: &Rc<Self>, index: u16, repairs: Repairs) {
-        self.volume(index).scanning.set(true);
-        self.core.shared.scans_under_way.fetch_add(1, Ordering::AcqRel);
-        let store = self.clone();
-        self.ring.spawn(async move {
-            let volume = store.volume(index);
-            if let Err(error) = store.scan_volume(index, &volume, repairs).await
-                && volume.is_usable()
-            {
-                tracing::error!("{}: cannot be read: {error}", volume.folder.display());
-                store.lose_volume(&volume);
-            }
-            volume.scanning.set(false);
-            store.core.shared.scans_under_way.fetch_sub(1, Ordering::AcqRel);
-        });
-    }
-
-    /// Lists the files of a disk and puts right what a crash left; then it takes new chunks.
-    async fn scan_volume(self: &Rc<Self>, index: u16, volume: &Rc<Volume>, repairs: Repairs) -> io::Result<()> {
-        let started = self.ring.now();
-        let after_crash = !repairs.is_empty();
-        let settings = self.settings.get();
-        if self.ring.stat(&volume.folder.join(torn::LIST_NAME)).await.is_ok() {
-            volume.recovering.store(true, Ordering::Release); // until we know which chunks it means
-        }
-        // For tools and for the master, though nothing new comes here before the end.
-        volume.refresh_space(&self.ring, &settings).await?;
-        let mut batches = Batches::new(self, index);
-        let blocks = scan(&self.ring, volume, &settings, after_crash, |found| batches.take(found)).await?;
-        batches.end().await;
-        if !volume.is_usable() {
-            return Ok(());
-        }
-        self.load_torn(index, volume).await?;
-        if after_crash {
-            let done = self.recover_on_all(index, repairs).await;
-            tracing::warn!("{}: put right after a crash: {done:?}", volume.folder.display());
-            if !volume.is_usable() {
-                return Ok(()); // given up meanwhile: the logs keep for the next time what was not put right
-            }
-        }
-        self.empty_logs(index, volume, after_crash).await?;
-        if volume.recovering.swap(false, Ordering::AcqRel) && self.core.shared.reports.may_be_sent() {
-            self.report_torn();
-        }
-        if blocks == Blocks::Unknown {
-            self.measure(index).await;
-        }
-        volume.refresh_space(&self.ring, &self.settings.get()).await?;
-        if volume.scan_has_ended() {
-            let took = self.ring.now() - started;
-            tracing::info!("{}: {} chunks, listed in {took:?}", volume.folder.display(), volume.chunks());
-        }
-        Ok(())
-    }
-
-    /// Each core puts right what the logs say of its chunks.
-    async fn recover_on_all(&self, index: u16, repairs: Repairs) -> Recovered {
-        let mut of_cores = vec![Repairs::new(); self.core.count()];
-        for (id, repair) in repairs {
-            of_cores[self.core.owner(id)].insert(id, repair);
-        }
-        let recovering = of_cores.into_iter().enumerate().map(|(core, repairs)| {
-            self.core.ask(core, move |server| async move { server.store.recover(index, repairs).await })
-        });
-        join_all(recovering).await.into_iter().sum()
-    }
-
-    /// Nothing is left to repair: no log says anything else, and those of former cores go. Nobody may change a chunk
-    /// before: what is written from then on goes to the log of the chunk's present owner, and no other may speak of it.
-    async fn empty_logs(&self, index: u16, volume: &Volume, after_crash: bool) -> io::Result<()> {
-        if volume.is_read_only {
-            return Ok(());
-        }
-        let former = self.logs_of_former_cores(&volume.folder).await?;
-        for path in &former {
-            self.ring.unlink(path).await?;
-        }
-        if !former.is_empty() {
-            self.ring.sync_dir(&volume.folder).await?;
-        }
-        if after_crash {
-            let finished = self.core.ask_all(move |server| async move { server.store.finish_log(index).await });
-            finished.await.into_iter().collect::<io::Result<()>>()?;
-        }
-        Ok(())
-    }
-
-    pub(crate) fn scans_under_way(&self) -> u32 {
-        self.core.shared.scans_under_way.load(Ordering::Acquire)
-    }
-
     /// Counts the blocks of all chunks of a disk.
-    async fn measure(&self, index: u16) {
+    pub(super) async fn measure(&self, index: u16) {
         self.volume(index).set_blocks(0);
         self.core.ask_all(move |server| async move { server.store.measure_here(index).await }).await;
     }
@@ -382,21 +274,6 @@ impl Store {
         let closed = Closed::of_all(closed.await);
         if closed.sound && closed.listable {
             self.leave_list(volume, closed.chunks).await;
-        }
-    }
-
-    /// Leaves the list of a disk's chunks for the next start. All logs say that there is nothing to repair. Spec 21, 5.
-    pub(super) async fn leave_list(&self, volume: &Volume, chunks: Vec<(ChunkId, Place)>) {
-        if volume.is_read_only || volume.scanned_subfolders.load(Ordering::Relaxed) < SUBFOLDERS as u32 {
-            return;
-        }
-        let record =
-            |(id, place): (_, Place)| Record { id, version: place.version, blocks: None, subfolder: place.subfolder };
-        let records = chunks.into_iter().map(record);
-        let mode = self.settings.get().file_mode;
-        let path = volume.line().path;
-        if let Err(error) = chunkdb::write(&self.ring, &volume.folder, &path, mode, records).await {
-            tracing::warn!("{path}: the list of chunks cannot be written, the next start will scan: {error}");
         }
     }
 }
@@ -450,38 +327,10 @@ impl Store {
         true
     }
 
-    async fn finish_log(&self, index: u16) -> io::Result<()> {
+    pub(super) async fn finish_log(&self, index: u16) -> io::Result<()> {
         match &self.volume(index).intents {
             Some(log) => log.finish().await,
             None => Ok(()),
-        }
-    }
-
-    fn take_found(&self, index: u16, found: Found) {
-        let volume = self.volume(index);
-        if volume.state() != VolumeState::Scanning {
-            return;
-        }
-        let place = Place { version: found.version, volume: index, subfolder: found.subfolder };
-        let in_use = self.in_use.borrow().contains_key(&found.id);
-        let verdict = self.core.found(found.id, place, in_use);
-        let loser = match verdict {
-            Verdict::Known => return,
-            Verdict::New => {
-                self.core.shared.reports.found(found.id);
-                None
-            }
-            Verdict::Better { loser } => {
-                self.core.shared.reports.changed(found.id);
-                Some(loser)
-            }
-            Verdict::Duplicate => Some(place),
-        };
-        volume.count_file(found.subfolder, 1);
-        volume.add_blocks(u64::from(found.blocks));
-        if let Some(place) = loser {
-            tracing::warn!("chunk {} has two files here; version {} is the lesser one", found.id, place.version);
-            self.duplicates.borrow_mut().push(Duplicate { id: found.id, place, found_at: self.ring.now() });
         }
     }
 
@@ -614,42 +463,5 @@ impl Store {
             return false;
         }
         true
-    }
-}
-
-/// What a scan finds, on its way to the owners.
-struct Batches<'store> {
-    store: &'store Rc<Store>,
-    volume: u16,
-    of_cores: Vec<Vec<Found>>,
-}
-
-impl Batches<'_> {
-    fn new(store: &Rc<Store>, volume: u16) -> Batches<'_> {
-        Batches { store, volume, of_cores: vec![Vec::new(); store.core.count()] }
-    }
-
-    fn take(&mut self, found: Found) {
-        let owner = self.store.core.owner(found.id);
-        if owner == self.store.core.number {
-            return self.store.take_found(self.volume, found);
-        }
-        self.of_cores[owner].push(found);
-        if self.of_cores[owner].len() >= FOUND_AT_ONCE {
-            self.send(owner);
-        }
-    }
-
-    fn send(&mut self, owner: usize) {
-        let (volume, batch) = (self.volume, std::mem::take(&mut self.of_cores[owner]));
-        self.store.core.tell(owner, move |server| {
-            batch.into_iter().for_each(|found| server.store.take_found(volume, found));
-        });
-    }
-
-    /// Returns when all owners have taken what was found.
-    async fn end(mut self) {
-        (0..self.of_cores.len()).for_each(|owner| self.send(owner));
-        self.store.core.ask_all(|_| async {}).await;
     }
 }

@@ -12,6 +12,7 @@ pub(crate) mod life;
 mod listing;
 pub(crate) mod operations;
 pub(crate) mod recover;
+mod scanning;
 pub(crate) mod scratch;
 pub(crate) mod sync;
 pub(crate) mod torn;
