@@ -55,6 +55,8 @@ pub(super) struct Core {
     notices: (u32, u32),
     /// Unknown chunks that were told of last.
     quarantined_told: usize,
+    /// Room for the next listing to begin with.
+    pub(super) listing_bytes: usize,
 }
 
 /// A request that waits for a chunk.
@@ -102,6 +104,7 @@ impl Core {
             next_number: 1,
             notices: (0, 0),
             quarantined_told: 0,
+            listing_bytes: 0,
         }
     }
 

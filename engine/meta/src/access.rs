@@ -152,21 +152,31 @@ impl Namespace {
     /// The attribute record of a node as the caller sees it. `reached_through`: the directory of the answer, if there
     /// is one. Spec 31, 31.2.
     pub(crate) fn attr(&self, who: &Who<'_>, inode: u32, reached_through: Option<u32>) -> Attr {
-        let node = self.state.at(inode);
+        self.attr_of(who, inode, self.state.at(inode), reached_through.is_some_and(|above| self.is_uncached(above)))
+    }
+
+    /// Are the entries of this directory not to be kept by clients?
+    pub(crate) fn is_uncached(&self, directory: u32) -> bool {
+        self.state.at(directory).has_eattr(eattr::NO_ENTRY_CACHE)
+    }
+
+    /// As `attr`. `in_uncached`: `is_uncached` of the directory that it was reached through.
+    #[inline]
+    pub(crate) fn attr_of(&self, who: &Who<'_>, inode: u32, node: &Node, in_uncached: bool) -> Attr {
         let (uid, gid) = self.shown_owner(who, node);
         let (kind, extra) = match node.kind() {
             NodeKind::Trash | NodeKind::Sustained | NodeKind::File => (NodeKind::File, node.length()),
-            NodeKind::Directory => (NodeKind::Directory, self.state.directory(inode).below.pseudo_length()),
+            NodeKind::Directory => (NodeKind::Directory, self.state.directory_of(node).below.pseudo_length()),
             NodeKind::Symlink => (NodeKind::Symlink, node.target().1 as u64),
             kind @ (NodeKind::BlockDevice | NodeKind::CharDevice) => (kind, Attr::extra_of_device(node.rdev())),
             kind => (kind, 0),
         };
         let nlink = match kind {
-            NodeKind::Directory => 2 + self.state.directory(inode).subdirectories,
+            NodeKind::Directory => 2 + self.state.directory_of(node).subdirectories,
             _ => u32::from(node.links),
         };
         Attr {
-            flags: self.attr_flags(who, node, reached_through),
+            flags: Self::attr_flags(who, node, in_uncached),
             kind,
             mode: self.shown_mode(who, inode, node),
             uid,
@@ -180,10 +190,9 @@ impl Namespace {
         }
     }
 
-    fn attr_flags(&self, who: &Who<'_>, node: &Node, reached_through: Option<u32>) -> u8 {
+    #[inline]
+    fn attr_flags(who: &Who<'_>, node: &Node, in_uncached: bool) -> u8 {
         let frozen = eattr::UNDELETABLE | eattr::IMMUTABLE | eattr::APPEND_ONLY;
-        let in_uncached =
-            reached_through.is_some_and(|directory| self.state.at(directory).has_eattr(eattr::NO_ENTRY_CACHE));
         let by_caller = node.has_eattr(eattr::NO_OWNER | eattr::NO_ATTR_CACHE) || who.has(session_flags::MAP_ALL);
         let direct = node.has_eattr(eattr::NO_DATA_CACHE);
         let named = node.marked(mark::XATTR | mark::ACCESS_ACL | mark::DEFAULT_ACL);
@@ -199,6 +208,7 @@ impl Namespace {
         .fold(0, |flags, (flag, set)| if set { flags | flag } else { flags })
     }
 
+    #[inline]
     fn shown_mode(&self, who: &Who<'_>, inode: u32, node: &Node) -> u16 {
         let mut mode = node.mode();
         if node.marked(mark::ACCESS_ACL) {
@@ -213,6 +223,7 @@ impl Namespace {
         mode
     }
 
+    #[inline]
     fn shown_owner(&self, who: &Who<'_>, node: &Node) -> (u32, u32) {
         let map_all = who.has(session_flags::MAP_ALL);
         if node.has_eattr(eattr::NO_OWNER) && who.uid != 0 {

@@ -22,6 +22,7 @@ enum Page<T> {
 }
 
 impl<T> Page<T> {
+    #[inline]
     fn records(&self) -> &[T] {
         match self {
             Page::Own(records) => records,
@@ -42,6 +43,7 @@ impl<T: Clone + Default, const BITS: u32> Pages<T, BITS> {
         self.length
     }
 
+    #[inline]
     pub(crate) fn get(&self, at: usize) -> &T {
         &self.pages[at >> BITS].records()[at & (Self::RECORDS - 1)]
     }
@@ -51,6 +53,7 @@ impl<T: Clone + Default, const BITS: u32> Pages<T, BITS> {
     }
 
     /// `count` records from `at` on, which lie in one page.
+    #[inline]
     pub(crate) fn slice(&self, at: usize, count: usize) -> &[T] {
         let start = at & (Self::RECORDS - 1);
         &self.pages[at >> BITS].records()[start..start + count]
@@ -120,6 +123,7 @@ impl<T: Clone + Default> Arena<T> {
         self.records.len() - 1 - self.free.len()
     }
 
+    #[inline]
     pub(crate) fn get(&self, at: u32) -> &T {
         self.records.get(at as usize)
     }

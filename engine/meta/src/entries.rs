@@ -420,7 +420,7 @@ impl Namespace {
         flags: u8,
         entries_max: u32,
         from: u64,
-        visit: &mut dyn FnMut(DirEntry<'_>),
+        visit: &mut impl FnMut(DirEntry<'_>),
     ) -> Result<u64, Status> {
         let who = self.who(caller)?;
         who.must_not_be_disabled(disables::READDIR)?;
@@ -434,7 +434,7 @@ impl Namespace {
         }
         self.touch_atime(&who, directory)?;
         let above = if directory == who.root { directory } else { self.state.parent_of_directory(directory) };
-        let entry = |name: &'static [u8], inode: u32| self.dir_entry(&who, directory, name, inode, with_attr);
+        let in_uncached = with_attr.then(|| self.is_uncached(directory));
         let mut left = entries_max;
         for (start, name, inode) in [(READDIR_START, &b"."[..], directory), (READDIR_AT_PARENT, b"..", above)] {
             if from <= start {
@@ -442,7 +442,7 @@ impl Namespace {
                     return Ok(start);
                 }
                 left -= 1;
-                visit(entry(name, inode));
+                visit(self.dir_entry(&who, name, inode, in_uncached));
             }
         }
         let mut next = self.edge_from(directory, from);
@@ -454,7 +454,7 @@ impl Namespace {
                 return Ok(id);
             }
             left -= 1;
-            visit(self.dir_entry(&who, directory, self.state.name(next), edge.child, with_attr));
+            visit(self.dir_entry(&who, self.state.name(next), edge.child, in_uncached));
             next = edge.older;
         }
         Ok(READDIR_END)
@@ -480,15 +480,11 @@ impl Namespace {
         self.listings.push_back((directory, id, edge));
     }
 
-    fn dir_entry<'a>(
-        &self,
-        who: &Who<'_>,
-        directory: u32,
-        name: &'a [u8],
-        inode: u32,
-        with_attr: bool,
-    ) -> DirEntry<'a> {
-        let attr = with_attr.then(|| self.attr(who, inode, Some(directory)));
-        DirEntry { name, inode: who.shown(inode), kind: self.state.at(inode).kind(), attr }
+    /// `in_uncached`: with attributes, `is_uncached` of the directory.
+    #[inline]
+    fn dir_entry<'a>(&self, who: &Who<'_>, name: &'a [u8], inode: u32, in_uncached: Option<bool>) -> DirEntry<'a> {
+        let node = self.state.at(inode);
+        let attr = in_uncached.map(|in_uncached| self.attr_of(who, inode, node, in_uncached));
+        DirEntry { name, inode: who.shown(inode), kind: node.kind(), attr }
     }
 }

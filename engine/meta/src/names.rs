@@ -44,6 +44,7 @@ impl Names {
         at
     }
 
+    #[inline]
     pub(crate) fn get(&self, at: u32, length_bytes: usize) -> &[u8] {
         self.bytes.slice(at as usize * UNIT_BYTES, length_bytes)
     }

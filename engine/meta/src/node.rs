@@ -67,10 +67,12 @@ impl Node {
         node
     }
 
+    #[inline]
     pub(crate) fn exists(&self) -> bool {
         self.word >> 28 != 0
     }
 
+    #[inline]
     pub(crate) fn kind(&self) -> NodeKind {
         NodeKind::from_number((self.word >> 28) as u8).expect("only asked of nodes that exist")
     }
@@ -79,6 +81,7 @@ impl Node {
         self.word = self.word & 0x0FFF_FFFF | (kind as u32) << 28;
     }
 
+    #[inline]
     pub(crate) fn mode(&self) -> u16 {
         (self.word >> 16) as u16 & 0o7777
     }
@@ -87,6 +90,7 @@ impl Node {
         self.word = self.word & 0xF000_FFFF | u32::from(mode & 0o7777) << 16;
     }
 
+    #[inline]
     pub(crate) fn eattr(&self) -> u8 {
         (self.word >> 8) as u8
     }
@@ -95,10 +99,12 @@ impl Node {
         self.word = self.word & 0xFFFF_00FF | u32::from(eattr) << 8;
     }
 
+    #[inline]
     pub(crate) fn has_eattr(&self, any_of: u8) -> bool {
         self.eattr() & any_of != 0
     }
 
+    #[inline]
     pub(crate) fn winattr(&self) -> u8 {
         self.word as u8
     }
@@ -107,6 +113,7 @@ impl Node {
         self.word = self.word & 0xFFFF_FF00 | u32::from(winattr);
     }
 
+    #[inline]
     pub(crate) fn marked(&self, mark: u8) -> bool {
         self.marks & mark != 0
     }
@@ -128,6 +135,7 @@ impl Node {
         self.kind() == NodeKind::Symlink
     }
 
+    #[inline]
     pub(crate) fn length(&self) -> u64 {
         debug_assert!(self.has_data());
         u64::from(self.data[0]) << 32 | u64::from(self.data[1])

@@ -202,6 +202,7 @@ impl State {
     }
 
     /// A node that is known to exist.
+    #[inline]
     pub(crate) fn at(&self, inode: u32) -> &Node {
         let node = self.nodes.get(inode as usize);
         assert!(node.exists(), "inode {inode} was looked up before");
@@ -219,6 +220,7 @@ impl State {
         (1..self.nodes.len()).filter(|inode| self.nodes.get(*inode).exists()).map(|inode| inode as u32)
     }
 
+    #[inline]
     pub(crate) fn owner(&self, node: &Node) -> (u32, u32) {
         self.owners.get(node.owner)
     }
@@ -320,10 +322,12 @@ impl State {
 
     // --- edges
 
+    #[inline]
     pub(crate) fn edge(&self, edge: u32) -> &Edge {
         self.edges.get(edge)
     }
 
+    #[inline]
     pub(crate) fn name(&self, edge: u32) -> &[u8] {
         let edge = self.edges.get(edge);
         name_of(&self.names, edge)
@@ -357,7 +361,12 @@ impl State {
     }
 
     pub(crate) fn directory(&self, inode: u32) -> &Dir {
-        self.dirs.get(self.at(inode).chunks)
+        self.directory_of(self.at(inode))
+    }
+
+    /// `node`: of a directory.
+    pub(crate) fn directory_of(&self, node: &Node) -> &Dir {
+        self.dirs.get(node.chunks)
     }
 
     /// The directory that a directory lies in; the root's is itself.
@@ -968,6 +977,7 @@ impl State {
     }
 }
 
+#[inline]
 fn name_of<'a>(names: &'a Names, edge: &Edge) -> &'a [u8] {
     let link_bytes = if edge.has_link() { LINK_BYTES } else { 0 };
     &names.get(edge.name, link_bytes + edge.name_bytes())[link_bytes..]

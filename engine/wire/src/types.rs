@@ -341,6 +341,7 @@ pub enum NodeKind {
 }
 
 impl NodeKind {
+    #[inline]
     pub fn from_number(number: u8) -> Option<NodeKind> {
         use NodeKind::*;
         [File, Directory, Symlink, Fifo, BlockDevice, CharDevice, Socket, Trash, Sustained]
@@ -422,17 +423,19 @@ impl Attr {
 
     /// Appends the form that a client of this version reads: 36 or 35 bytes.
     pub fn put_for(&self, client: VersionWord, out: &mut Vec<u8>) {
-        self.put(out);
-        if !client.attr_has_winattr() {
-            out.pop();
-        }
-    }
-}
-
-impl Field for Attr {
-    fn put(&self, out: &mut Vec<u8>) {
-        // In one piece: listings have a million of them.
         let mut bytes = [0; Attr::BYTES];
+        self.write_to(&mut bytes);
+        out.extend_from_slice(&bytes[..Attr::bytes_for(client)]);
+    }
+
+    /// Bytes of the form that a client of this version reads: the first ones that `write_to` writes.
+    pub fn bytes_for(client: VersionWord) -> usize {
+        Attr::BYTES - usize::from(!client.attr_has_winattr())
+    }
+
+    /// Writes the record with winattr.
+    #[inline]
+    pub fn write_to(&self, bytes: &mut [u8; Attr::BYTES]) {
         bytes[0] = self.flags;
         bytes[1..3].copy_from_slice(&(u16::from(self.kind as u8) << 12 | self.mode & 0o7777).to_be_bytes());
         let words = [self.uid, self.gid, self.atime, self.mtime, self.ctime, self.nlink];
@@ -441,6 +444,13 @@ impl Field for Attr {
         }
         bytes[27..35].copy_from_slice(&self.extra.to_be_bytes());
         bytes[35] = self.winattr;
+    }
+}
+
+impl Field for Attr {
+    fn put(&self, out: &mut Vec<u8>) {
+        let mut bytes = [0; Attr::BYTES];
+        self.write_to(&mut bytes);
         out.extend_from_slice(&bytes);
     }
     fn take(input: &mut Input<'_>) -> Result<Self, WireError> {

@@ -210,12 +210,11 @@ impl Request<'_> {
         let msgid = packet.msgid;
         let caller = self.caller(packet.uid, packet.gids.as_slice());
         let with_attr = packet.flags & readdir_flags::WITHATTR != 0;
-        let version = self.link.version;
-        let mut out = Vec::with_capacity(LISTING_BYTES);
-        out.extend_from_slice(&[0; HEADER_BYTES]);
-        msgid.put(&mut out);
-        let next_at = out.len();
-        0u64.put(&mut out);
+        let attr_bytes = Attr::bytes_for(self.link.version);
+        let mut out = vec![0; self.core.listing_bytes.max(LISTING_BYTES)];
+        let next_at = HEADER_BYTES + size_of::<u32>();
+        out[HEADER_BYTES..next_at].copy_from_slice(&msgid.to_be_bytes());
+        let mut end = next_at + size_of::<u64>();
         let next = self.core.namespace.readdir(
             &caller,
             packet.inode,
@@ -223,17 +222,31 @@ impl Request<'_> {
             packet.maxentries,
             packet.nedgeid,
             &mut |entry| {
-                if let Ok(length) = u8::try_from(entry.name.len()) {
-                    out.push(length);
-                    out.extend_from_slice(entry.name);
-                    entry.inode.put(&mut out);
-                    match entry.attr {
-                        Some(attr) if with_attr => attr.put_for(version, &mut out),
-                        _ => entry.kind.put(&mut out),
-                    }
+                let Ok(length) = u8::try_from(entry.name.len()) else { return };
+                // Written in place: listings have a million of them.
+                if out.len() < end + ENTRY_BYTES_MAX {
+                    out.resize(out.len() * 2, 0);
                 }
+                let (name, rest) = out[end..end + ENTRY_BYTES_MAX].split_at_mut(1 + entry.name.len());
+                name[0] = length;
+                name[1..].copy_from_slice(entry.name);
+                let (inode, facts) = rest.split_first_chunk_mut().expect("there is room for the longest name");
+                *inode = entry.inode.0.to_be_bytes();
+                let facts_bytes = match entry.attr {
+                    Some(attr) if with_attr => {
+                        attr.write_to(facts.first_chunk_mut().expect("there is room for the longest name"));
+                        attr_bytes
+                    }
+                    _ => {
+                        facts[0] = entry.kind as u8;
+                        1
+                    }
+                };
+                end += 1 + entry.name.len() + size_of::<Inode>() + facts_bytes;
             },
         );
+        out.truncate(end);
+        self.core.listing_bytes = (end + ENTRY_BYTES_MAX).next_power_of_two().min(LISTING_BYTES_MAX);
         let result = next.map(|next| {
             out[next_at..next_at + size_of::<u64>()].copy_from_slice(&next.to_be_bytes());
             with_header(self.answer, out)
@@ -286,8 +299,11 @@ impl Request<'_> {
     }
 }
 
-/// Room for a listing to begin with.
+/// Room for a listing to begin with: what the one before took, within these bounds.
 const LISTING_BYTES: usize = 4 << 10;
+const LISTING_BYTES_MAX: usize = 128 << 10;
+/// The longest entry of a listing: name with its length, inode, attributes.
+const ENTRY_BYTES_MAX: usize = 1 + u8::MAX as usize + size_of::<Inode>() + Attr::BYTES;
 
 /// Any of the access bits with R or W. Spec 31, 31.4: bit (1 << mask), R 4, W 2.
 const MAY_READ_OR_WRITE: u16 = 0b1111_1100;
