@@ -10,7 +10,7 @@ use mooring_tests::need::{Need, have};
 
 const NEEDS: &[Need] = &[Need::Root, Need::Fuse, Need::Stock, Need::Mooring];
 /// Sections whose text must be the same.
-const SAME: &[&str] = &["-SLI", "-SIC", "-SMF", "-SMB", "-SEX", "-SMS", "-SOF", "-SAL", "-SMO"];
+const SAME: &[&str] = &["-SLI", "-SIC", "-SMF", "-SMB", "-SEX", "-SMS", "-SOF", "-SAL", "-SMO", "-SQU", "-SSC", "-SRS"];
 
 #[test]
 fn sections_of_mfscli_are_those_of_a_stock_master() {
@@ -20,10 +20,13 @@ fn sections_of_mfscli_are_those_of_a_stock_master() {
     not_at_the_end_of_an_hour();
     let mut ours = Cluster::start("cli-ours", Layout::new(Kind::Mooring, &[Kind::Stock]));
     let mut stock = Cluster::start_beside(&ours, "cli-stock", Layout::new(Kind::Stock, &[Kind::Stock]));
+    let mut made = Vec::new();
     for cluster in [&mut ours, &mut stock] {
         let mount = cluster.mount(Kind::Stock);
         work(cluster, &mount);
+        made.push(files_that_fit(cluster, &mount));
     }
+    assert_eq!(made[0], made[1], "files under a hard limit of three inodes");
     let mut wrong = Vec::new();
     for section in SAME {
         let (found, wanted) = (mfscli(&ours, section), mfscli(&stock, section));
@@ -31,6 +34,8 @@ fn sections_of_mfscli_are_those_of_a_stock_master() {
             wrong.push(format!("{section}: ours\n{found}\nMooseFS's\n{wanted}"));
         }
     }
+    let (found, wanted) = (counts(&ours), counts(&stock));
+    assert_eq!(found, wanted, "-SIG");
     // -SMO shows the last hour; this hour's counters are in the same packet. How often a kernel asks for the space is
     // not ours to say, so the first one is left out.
     let (found, wanted) = (operations(&ours), operations(&stock));
@@ -63,6 +68,25 @@ fn work(cluster: &Cluster, mount: &Path) {
     let quota = cluster.command("mfssetquota").args(["-I", "100", "-L", "1GiB"]).arg(mount.join("folder")).output();
     let quota = quota.expect("mfssetquota runs");
     assert!(quota.status.success(), "mfssetquota: {}", String::from_utf8_lossy(&quota.stderr));
+}
+
+/// Makes files in a folder that may have three inodes, until that is refused; how many there are then.
+fn files_that_fit(cluster: &Cluster, mount: &Path) -> usize {
+    let narrow = mount.join("narrow");
+    fs::create_dir(&narrow).unwrap();
+    let quota = cluster.command("mfssetquota").args(["-I", "3"]).arg(&narrow).output().expect("mfssetquota runs");
+    assert!(quota.status.success(), "mfssetquota: {}", String::from_utf8_lossy(&quota.stderr));
+    (0..10).take_while(|number| fs::write(narrow.join(number.to_string()), b"").is_ok()).count()
+}
+
+/// What `-SIG` says of nodes and chunks; the rest of it is space, memory and times.
+fn counts(cluster: &Cluster) -> Vec<String> {
+    let text = mfscli(cluster, "-SIG");
+    let counted = ["trash files", "sustained files", "all fs objects", "directories", "files", "chunks", "copies"];
+    let lines = text.lines().filter(|line| counted.iter().any(|what| line.contains(what)));
+    let lines: Vec<String> = lines.map(str::to_owned).collect();
+    assert_eq!(lines.len(), 8, "{text}");
+    lines
 }
 
 /// This hour's counters of the only session, and the last hour's behind them. Spec 70, 4.3.

@@ -61,6 +61,6 @@ pub use files::{Grant, Opened, Slot, Truncate, WriteTarget, open_flags, opened_f
 pub use locking::{LockAnswer, LockReply, LockRequest, RangeWanted, flock_command, posix_command, posix_type};
 pub use namespace::{Caller, Namespace, Policy, ReplayError, Results, Snapshot};
 pub use snapshot::snapshot_flags;
-pub use state::{ServerEntry, Sizes};
+pub use state::{ClassNodes, ServerEntry, Sizes};
 pub use totals::Totals;
 pub use trees::{Archived, ClassChange, Tally, smode};

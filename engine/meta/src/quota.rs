@@ -123,7 +123,7 @@ impl Namespace {
             return Usage::default();
         }
         let quotas = self.quotas_above(root);
-        let limits = quotas.flat_map(|(inode, quota)| quota.byte_limits(&self.state.figures(inode))).collect();
+        let limits = quotas.flat_map(|(inode, quota)| quota.byte_limits(&self.state.inside(inode))).collect();
         let whole = root == ROOT;
         Usage {
             inodes: self.state.figures(root).inodes,
@@ -143,8 +143,7 @@ impl Namespace {
 
     /// Errors: `QUOTA` if a directory or one above it may not grow so much.
     pub(crate) fn must_fit_quotas(&self, directory: u32, more: &Figures) -> Result<(), Status> {
-        let refused =
-            self.quotas_above(directory).any(|(inode, quota)| quota.refuses(&self.state.figures(inode), more));
+        let refused = self.quotas_above(directory).any(|(inode, quota)| quota.refuses(&self.state.inside(inode), more));
         if refused { Err(Status::QUOTA) } else { Ok(()) }
     }
 
@@ -191,7 +190,7 @@ impl Namespace {
         };
         let new_only =
             self.quotas_above(target_parent).filter(|(inode, _)| !self.state.directory_is_below(source_parent, *inode));
-        let refused = new_only.into_iter().any(|(inode, quota)| quota.refuses(&self.state.figures(inode), &more));
+        let refused = new_only.into_iter().any(|(inode, quota)| quota.refuses(&self.state.inside(inode), &more));
         if refused { Err(Status::QUOTA) } else { Ok(()) }
     }
 
@@ -219,7 +218,7 @@ impl Namespace {
         let who = self.session_itself(session, 0)?;
         let inode = self.quota_directory(&who, inode)?;
         let quota = self.state.quotas.get(&inode).copied().unwrap_or_default();
-        Ok(QuotaReport { quota, present: self.state.figures(inode) })
+        Ok(QuotaReport { quota, present: self.state.inside(inode) })
     }
 
     fn quota_directory(&self, who: &crate::access::Who<'_>, inode: Inode) -> Result<u32, Status> {
@@ -275,7 +274,7 @@ impl Namespace {
         self.state.quotas.iter().map(|(inode, quota)| {
             let edge = self.state.at(*inode).edge;
             let path = if edge == 0 { Vec::new() } else { self.state.path_below(edge, ROOT) };
-            (Inode(*inode), path, QuotaReport { quota: *quota, present: self.state.figures(*inode) })
+            (Inode(*inode), path, QuotaReport { quota: *quota, present: self.state.inside(*inode) })
         })
     }
 
@@ -285,7 +284,7 @@ impl Namespace {
         for inode in directories {
             let old = self.state.quotas[&inode];
             let mut new = old;
-            if !old.soft_is_passed(&self.state.figures(inode)) {
+            if !old.soft_is_passed(&self.state.inside(inode)) {
                 (new.since, new.exceeded) = (0, false);
             } else if old.since == 0 {
                 new.since = now;

@@ -51,6 +51,20 @@ pub struct Sizes {
     pub chunk_index_bytes: u64,
 }
 
+/// Nodes of one storage class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClassNodes {
+    /// All that are no directories.
+    pub files: u32,
+    pub dirs: u32,
+}
+
+impl ClassNodes {
+    fn of(&mut self, node: &Node) -> &mut u32 {
+        if node.is_directory() { &mut self.dirs } else { &mut self.files }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) meta_id: u64,
@@ -64,6 +78,8 @@ pub(crate) struct State {
     name_index: Index,
     owners: Owners,
     node_count: u32,
+    /// Those of them that are files, also in the trash and sustained.
+    file_count: u32,
     pub(crate) next_edge_id: u64,
     inodes: InodeNumbers,
     /// Newest entry of each bucket.
@@ -76,7 +92,7 @@ pub(crate) struct State {
     pub(crate) chunks: ChunkTable,
     pub(crate) classes: Classes,
     /// Nodes of each storage class.
-    class_nodes: Vec<u32>,
+    class_nodes: Vec<ClassNodes>,
     pub(crate) xattrs: BTreeMap<u32, Xattrs>,
     /// By inode and type (1 access, 2 default).
     pub(crate) acls: BTreeMap<(u32, u8), Acl>,
@@ -119,6 +135,7 @@ impl State {
             name_index: Index::new(),
             owners: Owners::default(),
             node_count: 0,
+            file_count: 0,
             next_edge_id: FIRST_EDGE_ID,
             inodes: InodeNumbers::new(),
             trash: vec![0; TRASH_BUCKETS as usize],
@@ -129,7 +146,7 @@ impl State {
             sustained_nodes: 0,
             chunks: ChunkTable::new(),
             classes: Classes::new(),
-            class_nodes: vec![0; 256],
+            class_nodes: vec![ClassNodes::default(); 256],
             xattrs: BTreeMap::new(),
             acls: BTreeMap::new(),
             quotas: BTreeMap::new(),
@@ -157,6 +174,7 @@ impl State {
             name_index: Index::new(),
             owners: self.owners.clone(),
             node_count: self.node_count,
+            file_count: self.file_count,
             next_edge_id: self.next_edge_id,
             inodes: self.inodes.clone(),
             trash: self.trash.clone(),
@@ -188,6 +206,11 @@ impl State {
     }
 
     // --- nodes
+
+    /// Files, each counted once however many names it has.
+    pub(crate) fn file_count(&self) -> u32 {
+        self.file_count
+    }
 
     pub(crate) fn node_count(&self) -> u32 {
         self.node_count
@@ -251,7 +274,8 @@ impl State {
             node.chunks = self.dirs.insert(Dir { below, ..Dir::default() });
         }
         self.nodes.grow_to(inode as usize + 1);
-        self.class_nodes[usize::from(node.class)] += 1;
+        *self.class_nodes[usize::from(node.class)].of(&node) += 1;
+        self.file_count += u32::from(node.has_data());
         *self.nodes.get_mut(inode as usize) = node;
         self.node_count += 1;
     }
@@ -272,9 +296,10 @@ impl State {
         self.acls.remove(&(inode, 1));
         self.acls.remove(&(inode, 2));
         self.quotas.remove(&inode);
-        self.class_nodes[usize::from(node.class)] -= 1;
+        *self.class_nodes[usize::from(node.class)].of(&node) -= 1;
         *self.nodes.get_mut(inode as usize) = Node::default();
         self.node_count -= 1;
+        self.file_count -= u32::from(node.has_data());
         self.inodes.release_later(inode, now);
         self.removed_inodes.push(Inode(inode));
     }
@@ -292,12 +317,12 @@ impl State {
         &mut self.inodes
     }
 
-    pub(crate) fn nodes_of_class(&self, class: u8) -> u32 {
+    pub(crate) fn nodes_of_class(&self, class: u8) -> ClassNodes {
         self.class_nodes[usize::from(class)]
     }
 
     pub(crate) fn class_is_used(&self, class: u8) -> bool {
-        self.class_nodes[usize::from(class)] != 0
+        self.class_nodes[usize::from(class)] != ClassNodes::default()
     }
 
     // --- symlinks
@@ -603,6 +628,14 @@ impl State {
         }
     }
 
+    /// What lies in a directory, itself not counted: what a quota of it is compared with.
+    pub(crate) fn inside(&self, directory: u32) -> Figures {
+        let mut figures = self.figures(directory);
+        figures.inodes -= 1;
+        figures.dirs -= 1;
+        figures
+    }
+
     fn file_figures(&self, node: &Node) -> Figures {
         let length = node.length();
         let mut figures = Figures { inodes: 1, files: 1, length, ..Figures::default() };
@@ -699,8 +732,9 @@ impl State {
         self.change_figures(inode, |state| {
             let old = state.at(inode).class;
             state.at_mut(inode).class = class;
-            state.class_nodes[usize::from(old)] -= 1;
-            state.class_nodes[usize::from(class)] += 1;
+            let node = *state.at(inode);
+            *state.class_nodes[usize::from(old)].of(&node) -= 1;
+            *state.class_nodes[usize::from(class)].of(&node) += 1;
             if state.at(inode).has_data() {
                 let chunks: Vec<u32> = state.chunks_from(state.at(inode), 0).map(|(_, chunk)| chunk).collect();
                 for chunk in chunks {

@@ -3,13 +3,14 @@
 use wire::Inode;
 
 use crate::namespace::Namespace;
-use crate::state::ROOT;
+use crate::state::{ClassNodes, ROOT};
 
 /// What there is in all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     pub nodes: u32,
     pub dirs: u32,
+    /// Also those in the trash and sustained; one with several names counts once.
     pub files: u32,
     pub trash_bytes: u64,
     pub trash_nodes: u32,
@@ -23,7 +24,7 @@ impl Namespace {
         Totals {
             nodes: self.state.node_count(),
             dirs: tree.dirs,
-            files: tree.files + self.state.trash_nodes + self.state.sustained_nodes,
+            files: self.state.file_count(),
             trash_bytes: self.state.trash_bytes,
             trash_nodes: self.state.trash_nodes,
             sustained_bytes: self.state.sustained_bytes,
@@ -31,8 +32,8 @@ impl Namespace {
         }
     }
 
-    /// Nodes, of whatever kind, that have a storage class.
-    pub fn nodes_of_class(&self, class: u8) -> u32 {
+    /// Nodes that have a storage class.
+    pub fn nodes_of_class(&self, class: u8) -> ClassNodes {
         self.state.nodes_of_class(class)
     }
 

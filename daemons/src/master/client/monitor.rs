@@ -213,8 +213,8 @@ fn classes(core: &Core) -> Vec<u8> {
         id.put(&mut out);
         name.put(&mut out);
         let nodes = core.namespace.nodes_of_class(id);
-        nodes.put(&mut out);
-        0u32.put(&mut out);
+        nodes.files.put(&mut out);
+        nodes.dirs.put(&mut out);
         chunks[usize::from(id)].cells.iter().flatten().for_each(|count| count.put(&mut out));
         u8::from(class.admin_only).put(&mut out);
         class.mode.put(&mut out);

@@ -369,7 +369,8 @@ fn a_hard_quota_stops_growth_and_a_soft_one_after_its_grace() {
     let limits = |inodes: u32, length: u64| Limits { inodes, length, ..Limits::default() };
     let flags = quota_flags::HARD_INODES | quota_flags::SOFT_LENGTH;
     let root = world.root();
-    world.ns.set_quota(&root, directory, flags, Some((limits(0, 100), limits(3, 0), 60))).unwrap();
+    // The directory itself does not count.
+    world.ns.set_quota(&root, directory, flags, Some((limits(0, 100), limits(2, 0), 60))).unwrap();
     world.file(directory, "g");
     let third = world.ns.mknod(&root, directory, b"h", NodeKind::Fifo, 0o600, 0, 0);
     assert_eq!(third.unwrap_err(), Status::QUOTA);
@@ -384,6 +385,6 @@ fn a_hard_quota_stops_growth_and_a_soft_one_after_its_grace() {
     assert_eq!(world.ns.truncate(&root, file, 0, 202), Err(Status::QUOTA));
     assert!(world.ns.truncate(&root, file, 0, 150).is_ok(), "shrinking is allowed");
     let report = world.ns.quota(world.session, directory).unwrap();
-    assert_eq!((report.quota.exceeded, report.present.inodes, report.present.length), (true, 3, 150));
+    assert_eq!((report.quota.exceeded, report.present.inodes, report.present.length), (true, 2, 150));
     world.check_replay(&mut Vec::new());
 }
