@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use mooring_tests::cluster::{Cluster, Kind, Layout};
 use mooring_tests::need::{Need, have};
+use mooring_tests::wait::wait_for;
 
 const NEEDS: &[Need] = &[Need::Root, Need::Fuse, Need::Stock, Need::Mooring];
 /// Sections whose text must be the same.
@@ -42,6 +43,29 @@ fn sections_of_mfscli_are_those_of_a_stock_master() {
     assert!(wanted[4] > 0, "the directories were counted: {wanted:?}");
     assert_eq!(found[1..], wanted[1..], "operations of the session, in the order of Spec 70, 4.3");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn files_whose_chunks_are_gone_are_listed() {
+    if !have("files_whose_chunks_are_gone_are_listed", NEEDS) {
+        return;
+    }
+    let mut cluster = Cluster::start("cli-missing", Layout::new(Kind::Mooring, &[Kind::Mooring]));
+    let mount = cluster.mount(Kind::Stock);
+    work(&cluster, &mount);
+    assert_eq!(mfscli(&cluster, "-SMF").trim(), "");
+    cluster.stop_chunkserver(0);
+    let listed = |cluster: &Cluster| mfscli(cluster, "-SMF").trim().to_owned();
+    wait_for("the missing chunk is listed", Duration::from_secs(120), || (!listed(&cluster).is_empty()).then_some(()));
+    let lines = listed(&cluster);
+    println!("{lines}");
+    assert!(lines.contains("folder/file") && lines.contains("third"), "{lines}");
+    cluster.start_chunkserver(0);
+    wait_for("the chunk is there again", Duration::from_secs(60), || listed(&cluster).is_empty().then_some(()));
+    let memory = mfscli(&cluster, "-SMU");
+    let nodes = memory.lines().find(|line| line.contains("\tnodes\t")).unwrap_or_else(|| panic!("{memory}"));
+    let bytes: Vec<u64> = nodes.split('\t').skip(2).map(|word| word.trim().parse().unwrap()).collect();
+    assert!(bytes[0] > 0 && bytes[0] <= bytes[1], "used, then allocated: {nodes}");
 }
 
 /// At a full hour the counters of operations begin anew: the two clusters must not lie on two sides of it.

@@ -13,6 +13,27 @@ pub(crate) struct Pages<T, const BITS: u32> {
     length: usize,
 }
 
+/// Bytes that a table holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    pub allocated: u64,
+    pub used: u64,
+}
+
+impl Memory {
+    pub(crate) fn of(allocated: usize, used: usize) -> Memory {
+        Memory { allocated: allocated as u64, used: used as u64 }
+    }
+}
+
+impl std::ops::Add for Memory {
+    type Output = Memory;
+
+    fn add(self, other: Memory) -> Memory {
+        Memory { allocated: self.allocated + other.allocated, used: self.used + other.used }
+    }
+}
+
 #[derive(Debug)]
 enum Page<T> {
     Own(Box<[T]>),
@@ -62,6 +83,11 @@ impl<T: Clone + Default, const BITS: u32> Pages<T, BITS> {
     pub(crate) fn slice_mut(&mut self, at: usize, count: usize) -> &mut [T] {
         let start = at & (Self::RECORDS - 1);
         &mut self.page_mut(at >> BITS)[start..start + count]
+    }
+
+    /// Bytes of all pages.
+    pub(crate) fn bytes(&self) -> usize {
+        self.pages.len() * Self::RECORDS * size_of::<T>()
     }
 
     /// Makes all records below `length` exist; new ones are default.
@@ -121,6 +147,11 @@ impl<T: Clone + Default> Arena<T> {
 
     pub(crate) fn live(&self) -> usize {
         self.records.len() - 1 - self.free.len()
+    }
+
+    /// Bytes held, and those of them that are in use.
+    pub(crate) fn memory(&self) -> Memory {
+        Memory::of(self.records.bytes() + self.free.capacity() * size_of::<u32>(), self.live() * size_of::<T>())
     }
 
     #[inline]

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use wire::{ChunkId, Version};
 
-use crate::arena::Arena;
+use crate::arena::{Arena, Memory};
 use crate::class::{Classes, SIMPLE_GOAL_MAX};
 use crate::index::{Index, hash};
 
@@ -263,6 +263,11 @@ impl ChunkTable {
             touched: Vec::new(),
             deleted: Vec::new(),
         }
+    }
+
+    /// Of the index and of the records.
+    pub(crate) fn memory(&self) -> (Memory, Memory) {
+        (self.index.memory(), self.chunks.memory())
     }
 
     pub(crate) fn index_bytes(&self) -> usize {

@@ -4,6 +4,8 @@
 //! key behind a handle itself. The table is cut into shards by the hash's top bits; each grows on its own, by a half,
 //! so the longest pause is a thousandth of a rehash. Nothing ever iterates over it: its order decides nothing.
 
+use crate::arena::Memory;
+
 const SHARD_BITS: u32 = 10;
 const EMPTY: u8 = 0;
 const REMOVED: u8 = 1;
@@ -70,6 +72,11 @@ impl Index {
         }
         shard.live -= 1;
         Some(shard.handles[at])
+    }
+
+    /// Bytes held, and those of slots in use.
+    pub(crate) fn memory(&self) -> Memory {
+        Memory::of(self.bytes(), self.shards.iter().map(|shard| shard.live * 5).sum())
     }
 
     /// Bytes held.

@@ -54,6 +54,7 @@ mod trash;
 mod trees;
 pub mod verify;
 
+pub use arena::Memory;
 pub use attributes::{SetAttr, setattr_flags, sugid_clear, xattr_mode};
 pub use chunk_table::ChunkRecord;
 pub use entries::{DirEntry, Found, READDIR_AT_PARENT, READDIR_END, READDIR_START, lookup_flags, readdir_flags};
@@ -61,6 +62,6 @@ pub use files::{Grant, Opened, Slot, Truncate, WriteTarget, open_flags, opened_f
 pub use locking::{LockAnswer, LockReply, LockRequest, RangeWanted, flock_command, posix_command, posix_type};
 pub use namespace::{Caller, Namespace, Policy, ReplayError, Results, Snapshot};
 pub use snapshot::snapshot_flags;
-pub use state::{ClassNodes, ServerEntry, Sizes};
+pub use state::{ClassNodes, ServerEntry, Sizes, Tables};
 pub use totals::Totals;
 pub use trees::{Archived, ClassChange, Tally, smode};

@@ -4,7 +4,7 @@
 //! list per size, threaded through the places themselves. A handle counts units of 4 bytes, so 32 bits reach 16 GiB
 //! of names. A name never crosses a page.
 
-use crate::arena::Pages;
+use crate::arena::{Memory, Pages};
 
 /// Longest entry in bytes: a symlink's target. Spec 10, 6.
 const ENTRY_BYTES_MAX: usize = 4096;
@@ -51,6 +51,11 @@ impl Names {
 
     pub(crate) fn get_mut(&mut self, at: u32, length_bytes: usize) -> &mut [u8] {
         self.bytes.slice_mut(at as usize * UNIT_BYTES, length_bytes)
+    }
+
+    /// Bytes held, and those ever taken.
+    pub(crate) fn memory(&self) -> Memory {
+        Memory::of(self.bytes.bytes() + self.free.capacity() * size_of::<u32>(), self.end)
     }
 
     pub(crate) fn remove(&mut self, at: u32, length_bytes: usize) {

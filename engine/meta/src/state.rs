@@ -9,7 +9,7 @@ use wire::limits::{CHUNK_BYTES, NAME_BYTES_MAX, PATH_BYTES_MAX, RESERVED_INODE_M
 use wire::{Inode, Ip4, NodeKind, SessionId};
 
 use crate::acl::Acl;
-use crate::arena::{Arena, Pages};
+use crate::arena::{Arena, Memory, Pages};
 use crate::chunk_table::ChunkTable;
 use crate::class::Classes;
 use crate::index::{Index, hash};
@@ -49,6 +49,22 @@ pub struct Sizes {
     pub chunks: u64,
     pub name_index_bytes: u64,
     pub chunk_index_bytes: u64,
+}
+
+/// Memory of the namespace, by table. Names and targets of symlinks are with the edges, records of directories with the
+/// nodes, which need no index.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tables {
+    pub chunk_index: Memory,
+    pub chunks: Memory,
+    pub name_index: Memory,
+    pub edges: Memory,
+    pub nodes: Memory,
+    /// Numbers of inodes that wait until they may be given again.
+    pub free_inodes: Memory,
+    /// Of files with more than one chunk; without the slots themselves.
+    pub chunk_lists: Memory,
+    pub quotas: Memory,
 }
 
 /// Nodes of one storage class.
@@ -870,6 +886,24 @@ impl State {
             self.locks.release(inode, session);
         }
         was_open
+    }
+
+    pub(crate) fn memory(&self) -> Tables {
+        let (chunk_index, chunks) = self.chunks.memory();
+        let nodes = Memory::of(self.nodes.bytes(), self.node_count as usize * size_of::<Node>());
+        let waiting = &self.inodes.waiting;
+        let number = size_of::<(u32, u32)>();
+        let quotas = self.quotas.len() * size_of::<(u32, Quota)>();
+        Tables {
+            chunk_index,
+            chunks,
+            name_index: self.name_index.memory(),
+            edges: self.edges.memory() + self.names.memory(),
+            nodes: nodes + self.dirs.memory(),
+            free_inodes: Memory::of(waiting.capacity() * number, waiting.len() * number),
+            chunk_lists: self.lists.memory(),
+            quotas: Memory::of(quotas, quotas),
+        }
     }
 
     /// What there is, for monitoring and for measuring.

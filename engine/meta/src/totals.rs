@@ -1,9 +1,9 @@
 //! Sums over the whole file system, for those who watch it. Spec 70, 4.1 and 4.3.
 
-use wire::Inode;
+use wire::{ChunkId, Inode};
 
 use crate::namespace::Namespace;
-use crate::state::{ClassNodes, ROOT};
+use crate::state::{ClassNodes, ROOT, Tables};
 
 /// What there is in all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,6 +30,23 @@ impl Namespace {
             sustained_bytes: self.state.sustained_bytes,
             sustained_nodes: self.state.sustained_nodes,
         }
+    }
+
+    pub fn memory(&self) -> Tables {
+        self.state.memory()
+    }
+
+    /// Where in files the chunks lie that `is_wanted`: chunk, inode, index of the slot, in the order of inodes. Looks at
+    /// every file.
+    pub fn slots_of_chunks(&self, is_wanted: impl Fn(ChunkId) -> bool) -> impl Iterator<Item = (ChunkId, Inode, u32)> {
+        let files = self.state.inodes().filter(|inode| self.state.at(*inode).has_data());
+        let slots = files.flat_map(|inode| {
+            self.state.chunks_from(self.state.at(inode), 0).map(move |(index, chunk)| (inode, index, chunk))
+        });
+        slots.filter_map(move |(inode, index, chunk)| {
+            let id = self.state.chunks.get(chunk)?.id;
+            is_wanted(id).then_some((id, Inode(inode), index))
+        })
     }
 
     /// Nodes that have a storage class.

@@ -1,9 +1,11 @@
 //! Answers for monitors: chunks by goal and copies, quotas, exports, open files, locks, storage classes. Spec 70, 4.
 
-use meta::chunks::CopyKind;
+use std::collections::BTreeMap;
+
+use meta::chunks::{Census, CopyKind};
 use meta::class::LabelSets;
 use meta::locks::LockKind;
-use wire::{Field, Inode, Input, Name, SessionId};
+use wire::{ChunkId, Field, Inode, Input, Name, SessionId};
 
 use crate::master::core::Core;
 
@@ -19,6 +21,9 @@ const MASS_RESOLVE_PATHS: u32 = 536;
 const SCLASS_INFO: u32 = 542;
 const MISSING_CHUNKS: u32 = 544;
 
+/// Chunks that are listed as missing, at most: a stock master's default.
+const MISSING_CHUNKS_MAX: usize = 100_000;
+
 /// Goals and copies that a matrix tells apart: 0 to 9, and 10 for more.
 const SIDE: usize = 11;
 
@@ -31,12 +36,12 @@ pub(super) fn answer(core: &Core, kind: u32, payload: &[u8], now: u32) -> Option
         (CHUNKS_MATRIX, 1) => Some(numbers(&matrix(core, payload[0]))),
         (QUOTA_INFO, 0) => Some(quotas(core, now)),
         (EXPORTS_INFO, 0 | 1) => Some(core.exports.describe(payload.first().copied().unwrap_or(0))),
-        (MEMORY_INFO, 0) => Some(vec![0; 176]), // our tables are not MooseFS's
+        (MEMORY_INFO, 0) => Some(memory(core)),
         (LIST_OPEN_FILES, 4 | 8) => Some(with_msgid(payload, |session| open_files(core, SessionId(session)))),
         (LIST_ACQUIRED_LOCKS, 4 | 8) => Some(with_msgid(payload, |inode| locks(core, inode))),
         (MASS_RESOLVE_PATHS, bytes) if bytes % 4 == 0 => Some(paths(core, payload)),
         (SCLASS_INFO, 0) => Some(classes(core)),
-        (MISSING_CHUNKS, 0 | 1) => Some(Vec::new()), // no loop over files: no list
+        (MISSING_CHUNKS, 0 | 1) => Some(missing_chunks(core, payload.first().is_some_and(|mode| *mode > 0), now)),
         _ => None,
     }
 }
@@ -77,6 +82,57 @@ fn matrices(core: &Core, now: u32) -> Vec<u8> {
     let mut out = vec![if core.chunks.in_progress(now) { 2 } else { 0 }];
     out.extend(numbers(&matrix(core, 0)));
     out.extend(numbers(&matrix(core, 1)));
+    out
+}
+
+/// The eleven tables of a stock master as far as ours have the like: no index of nodes, copies with the chunks' records
+/// outside of the namespace, targets of symlinks among the names. Spec 70, 4.10.
+fn memory(core: &Core) -> Vec<u8> {
+    let tables = core.namespace.memory();
+    let none = meta::Memory::default();
+    let in_order = [
+        tables.chunk_index,
+        tables.chunks,
+        none,
+        tables.name_index,
+        tables.edges,
+        none,
+        tables.nodes,
+        tables.free_inodes,
+        tables.chunk_lists,
+        none,
+        tables.quotas,
+    ];
+    in_order.iter().flat_map(|table| [table.allocated, table.used]).flat_map(u64::to_be_bytes).collect()
+}
+
+/// Chunks without a usable copy, as they are now, by the files that they belong to. Files are looked through only if there
+/// is such a chunk; while servers still report, none is called missing. Spec 70, 4.15.
+fn missing_chunks(core: &Core, with_type: bool, now: u32) -> Vec<u8> {
+    let mut out = Vec::new();
+    if core.chunks.in_progress(now) {
+        return out;
+    }
+    let lost = core.namespace.chunks().map(|record| (record.id, core.chunks.census(record.id)));
+    let lost: BTreeMap<ChunkId, Census> =
+        lost.filter(|(_, census)| census.usable() == 0).take(MISSING_CHUNKS_MAX).collect();
+    if lost.is_empty() {
+        return out;
+    }
+    for (id, inode, index) in core.namespace.slots_of_chunks(|id| lost.contains_key(&id)).take(MISSING_CHUNKS_MAX) {
+        id.put(&mut out);
+        inode.put(&mut out);
+        index.put(&mut out);
+        if with_type {
+            let census = lost[&id];
+            let why: u8 = match (census.invalid, census.wrong_version) {
+                (_, 1..) => 2,
+                (1.., _) => 1,
+                _ => 0,
+            };
+            why.put(&mut out);
+        }
+    }
     out
 }
 
