@@ -37,11 +37,16 @@ fn sections_of_mfscli_are_those_of_a_stock_master() {
     }
     let (found, wanted) = (counts(&ours), counts(&stock));
     assert_eq!(found, wanted, "-SIG");
-    // -SMO shows the last hour; this hour's counters are in the same packet. How often a kernel asks for the space is
-    // not ours to say, so the first one is left out.
-    let (found, wanted) = (operations(&ours), operations(&stock));
+    // -SMO shows the last hour; this hour's counters are in the same packet. How often a kernel asks for the space, and
+    // asks again for attributes and names when it is slow and its cache grows old, is not ours to say.
+    let (mut found, mut wanted) = (operations(&ours), operations(&stock));
     assert!(wanted[4] > 0, "the directories were counted: {wanted:?}");
-    assert_eq!(found[1..], wanted[1..], "operations of the session, in the order of Spec 70, 4.3");
+    for by_the_kernel in [0, 1, 3] {
+        for counts in [&mut found, &mut wanted] {
+            counts[by_the_kernel] = counts[by_the_kernel].min(1);
+        }
+    }
+    assert_eq!(found, wanted, "operations of the session, in the order of Spec 70, 4.3");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
@@ -66,6 +71,46 @@ fn files_whose_chunks_are_gone_are_listed() {
     let nodes = memory.lines().find(|line| line.contains("\tnodes\t")).unwrap_or_else(|| panic!("{memory}"));
     let bytes: Vec<u64> = nodes.split('\t').skip(2).map(|word| word.trim().parse().unwrap()).collect();
     assert!(bytes[0] > 0 && bytes[0] <= bytes[1], "used, then allocated: {nodes}");
+}
+
+#[test]
+fn commands_of_mfscli_are_obeyed_as_by_a_stock_master_but_from_administrators_alone() {
+    if !have("commands_of_mfscli_are_obeyed_as_by_a_stock_master_but_from_administrators_alone", NEEDS) {
+        return;
+    }
+    let said = |kind: Kind, name: &str| {
+        let mut cluster = Cluster::start(name, Layout::new(kind, &[Kind::Stock]));
+        let mut said = vec![servers(&cluster)];
+        for command in ["-CM1/10.77.0.11/9422", "-CM0/10.77.0.11/9422", "-CM1/10.77.0.99/9422", "-CRC/10.77.0.11/9422"]
+        {
+            said.extend([mfscli(&cluster, command), servers(&cluster)]);
+        }
+        let present = servers(&cluster);
+        cluster.stop_chunkserver(0);
+        let gone = || (servers(&cluster) != present).then_some(());
+        wait_for("the server is seen to be away", Duration::from_secs(30), gone);
+        said.push(servers(&cluster));
+        said.extend([mfscli(&cluster, "-CRC/10.77.0.11/9422"), servers(&cluster)]);
+        said
+    };
+    let (found, wanted) = (said(Kind::Mooring, "cli-command-ours"), said(Kind::Stock, "cli-command-stock"));
+    println!("{wanted:#?}");
+    assert_eq!(found, wanted);
+
+    let mut layout = Layout::new(Kind::Mooring, &[Kind::Stock]);
+    layout.exports = "* / rw,alldirs,maproot=0:0\n".into();
+    let cluster = Cluster::start("cli-command-refused", layout);
+    let before = servers(&cluster);
+    let answer = mfscli(&cluster, "-CM1/10.77.0.11/9422");
+    println!("{answer}");
+    assert_eq!(servers(&cluster), before, "nobody is an administrator here");
+}
+
+/// Chunkservers by address, id, labels, version, load and state; the rest of `-SCS` is space.
+fn servers(cluster: &Cluster) -> String {
+    let text = mfscli(cluster, "-SCS");
+    let columns = |line: &str| line.split('\t').take(8).collect::<Vec<_>>().join(" ");
+    text.lines().map(columns).collect::<Vec<_>>().join("\n").trim().to_owned()
 }
 
 /// At a full hour the counters of operations begin anew: the two clusters must not lie on two sides of it.

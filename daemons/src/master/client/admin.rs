@@ -128,7 +128,7 @@ fn chunkservers(core: &Core) -> Vec<u8> {
         let server = core.chunks.servers().by_csid(entry.csid).and_then(|id| core.chunks.servers().get(id));
         let maintenance = match entry.maintenance {
             1 => 2,
-            2 => 4,
+            2 => 2 | 4,
             _ => 0,
         };
         let flags = u8::from(server.is_none()) | maintenance;
