@@ -14,6 +14,7 @@ use meta::{Namespace, Policy, image};
 use wire::MetaId;
 
 use crate::master::FILE_MODE;
+use crate::process::{self, MASTER};
 use crate::promote::refuse_other_metadata;
 
 /// What a master that was stopped in order leaves, MooseFS's and ours.
@@ -88,6 +89,13 @@ fn try_import(arguments: &ImportArguments) -> Result<(), String> {
         "a MooseFS master leaves it when it is stopped in order: start it once (mfsmaster -a after a crash) and stop it",
     )?;
     refuse_other_metadata(&arguments.to)?;
+    let folder = from.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if let Some(pid) = process::owner(&folder.join(MASTER.lock_file()))? {
+        let (folder, pid) = (folder.display(), pid.as_raw_nonzero());
+        return Err(format!(
+            "mfsmaster runs in {folder} (pid {pid}): what it changes from now on would be lost; stop it"
+        ));
+    }
     let now = now();
     let mut loader = stock::Loader::new();
     let beside = from.with_file_name("sessions.mfs");
@@ -99,6 +107,7 @@ fn try_import(arguments: &ImportArguments) -> Result<(), String> {
     read_pieces(&from, |piece| loader.push(piece).map_err(|error| error.to_string()))?;
     let imported = loader.finish(Policy::default(), now).map_err(|error| at(&from, error))?;
     let mut namespace = imported.namespace;
+    refuse_later_changes(folder, &from, namespace.version())?;
     let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0u8);
     stock::name(&mut namespace, MetaId(u64::from(now) << 32 | random & 0xFFFF_FFFF), now);
     for note in &imported.notes {
@@ -151,6 +160,32 @@ fn try_dump(arguments: &DumpArguments) -> Result<(), String> {
         read_pieces(path, print)?;
     }
     dump.finish().map_err(|error| at(path, error))
+}
+
+/// Errors: a change log beside the file has changes that the file does not: `version` is that of its next one.
+fn refuse_later_changes(folder: &Path, file: &Path, version: u64) -> Result<(), String> {
+    for entry in fs::read_dir(folder).map_err(|error| at(folder, error))? {
+        let entry = entry.map_err(|error| at(folder, error))?;
+        let name = entry.file_name();
+        let is_log = name.to_str().is_some_and(|name| name.starts_with("changelog") && name.ends_with(".mfs"));
+        if !is_log {
+            continue;
+        }
+        let lines = fs::read(entry.path()).map_err(|error| at(&entry.path(), error))?;
+        let parts = stock::changelog::parts(&lines);
+        if let Some(last) = parts.iter().filter_map(|part| part.versions).map(|(_, last)| last).max()
+            && last >= version
+        {
+            return Err(format!(
+                "{} ends before change {version}, but {} goes on to {last}: what is in it would be lost. The MooseFS \
+                 master was not stopped in order: start it once with mfsmaster -a, stop it, and import the {CLEAN} that \
+                 it leaves",
+                file.display(),
+                entry.path().display()
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The file itself, or the clean image in a folder.
@@ -235,4 +270,32 @@ fn say(line: &str) {
 /// Unix seconds.
 fn now() -> u32 {
     std::time::UNIX_EPOCH.elapsed().map_or(0, |since| u32::try_from(since.as_secs()).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn import_of(file: &Path, to: PathBuf) -> Result<(), String> {
+        try_import(&ImportArguments { from: file.to_owned(), to })
+    }
+
+    #[test]
+    fn an_image_that_its_change_logs_go_beyond_is_not_taken() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let namespace = Namespace::new(MetaId(7), Policy::default(), 1_795_300_000);
+        let version = namespace.version();
+        let back = folder.path().join("metadata.mfs.back");
+        fs::write(&back, stock::to_bytes(&namespace, 0)).expect("the image is written");
+        let log = folder.path().join("changelog.0.mfs");
+        fs::write(&log, format!("{version}: 1795300001|ACCESS(1)\n{}: 17953", version + 1))
+            .expect("the log is written");
+        let to = folder.path().join("new");
+        let refused = import_of(&back, to.clone()).expect_err("a change would be lost");
+        assert!(refused.contains("changelog.0.mfs") && refused.contains("mfsmaster -a"), "{refused}");
+        assert!(!to.join(CLEAN).exists());
+        fs::write(&log, format!("{}: 1795300001|ACCESS(1)\n", version - 1)).expect("the log is written");
+        import_of(&back, to.clone()).expect("the image has all that the log has");
+        assert!(to.join(CLEAN).exists());
+    }
 }

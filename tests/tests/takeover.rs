@@ -47,6 +47,12 @@ fn there_and_back(test: &str, chunkservers: [Kind; 3]) {
     fs::remove_file(mount.join("held")).unwrap();
     let before = facts(&cluster, &mount);
 
+    let of_running = cluster.master_data().join("metadata.mfs.back");
+    let mut import = Command::new(mooring_binary().unwrap());
+    let refused = import.arg("import").arg(of_running).arg("--to").arg(cluster.scratch("none")).output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("mfsmaster runs in"), "the master's files are in use: {said}");
+
     // There. What the other master left goes aside, and is not touched.
     let left = set_aside(&mut cluster, "left-by-moosefs");
     let as_left = fs::read(left.join("metadata.mfs")).unwrap();

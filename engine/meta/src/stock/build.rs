@@ -163,6 +163,10 @@ impl Builder {
         if let Some((inode_max, next_session)) = head.old {
             self.set_inode_max(inode_max)?;
             self.state.next_session = next_session;
+        } else {
+            // A later file has its own sessions: those beside it were left by a MooseFS before 2.0.
+            self.state.sessions.clear();
+            self.undated.clear();
         }
         Ok(())
     }

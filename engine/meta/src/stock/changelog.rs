@@ -47,12 +47,12 @@ pub fn parts(bytes: &[u8]) -> Vec<Part> {
         let end = offset + line.len();
         match line.strip_suffix(b"\n").map(line_version) {
             Some(Some(version)) => match run.versions {
-                Some((first, last)) if version == last + 1 => {
+                Some((first, last)) if last.checked_add(1) == Some(version) => {
                     run = Part { bytes: run.bytes.start..end, versions: Some((first, version)), ..run };
                 }
                 _ => {
                     if let Some((_, last)) = run.versions {
-                        run.end = SurveyEnd::Gap { expected: last + 1, found: version };
+                        run.end = SurveyEnd::Gap { expected: last.saturating_add(1), found: version };
                         parts.push(run);
                     }
                     run = Part { bytes: offset..end, versions: Some((version, version)), end: SurveyEnd::Clean };

@@ -126,6 +126,38 @@ fn lines_that_are_not_known_are_refused_by_name_and_line() {
     assert_eq!(changelog::replay(&mut namespace, b"28: 1|X()\n29: 1795299020|ACCESS(3)\n30: 17952"), Ok(1));
 }
 
+/// `sessions.mfs` of 1.6: session 4 of 127.0.0.1, mounted at /m.
+fn sessions_of_1_6() -> Vec<u8> {
+    let word = |value: u32, out: &mut Vec<u8>| out.extend_from_slice(&value.to_be_bytes());
+    let mut sessions = b"MFSS \x01\x06\x04\0\x01".to_vec();
+    for value in [4, 2, 0x7F00_0001, 1] {
+        word(value, &mut sessions);
+    }
+    sessions.extend_from_slice(&[0, 1, 9]);
+    for value in [0, u32::MAX, 0, 0, 0, 0, 11, 12] {
+        word(value, &mut sessions);
+    }
+    sessions.extend_from_slice(b"/m");
+    sessions
+}
+
+#[test]
+fn sessions_of_a_master_before_2_0_are_not_mixed_into_a_later_file() {
+    let bytes = to_bytes(&filled(), 0);
+    let mut loader = Loader::new();
+    loader.sessions(&sessions_of_1_6()).unwrap();
+    loader.push(&bytes).unwrap();
+    let imported = loader.finish(Policy::default(), NOW).unwrap().namespace;
+    assert_eq!(imported.digest(), load(&bytes).unwrap().digest());
+}
+
+#[test]
+fn a_line_with_the_last_of_all_versions_is_a_part_by_itself() {
+    let lines = b"18446744073709551615: 1|X()\n5: 1|X()\n";
+    let versions: Vec<_> = changelog::parts(lines).into_iter().map(|part| part.versions).collect();
+    assert_eq!(versions, [Some((u64::MAX, u64::MAX)), Some((5, 5))]);
+}
+
 /// A file of 1.6 as the specification describes it: root, a file of two names in an entry list without ids.
 #[test]
 fn a_file_of_1_6_comes_in() {
@@ -168,16 +200,7 @@ fn a_file_of_1_6_comes_in() {
     out.extend_from_slice(&[0; 16]);
 
     let mut loader = Loader::new();
-    let mut sessions = b"MFSS \x01\x06\x04\0\x01".to_vec();
-    for value in [4, 2, 0x7F00_0001, 1] {
-        word(value, &mut sessions);
-    }
-    sessions.extend_from_slice(&[0, 1, 9]);
-    for value in [0, u32::MAX, 0, 0, 0, 0, 11, 12] {
-        word(value, &mut sessions);
-    }
-    sessions.extend_from_slice(b"/m");
-    loader.sessions(&sessions).unwrap();
+    loader.sessions(&sessions_of_1_6()).unwrap();
     loader.push(&out).unwrap();
     let mut namespace = loader.finish(Policy::default(), NOW).unwrap().namespace;
     let state = &namespace.state;
