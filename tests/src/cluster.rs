@@ -422,6 +422,22 @@ impl Cluster {
         path
     }
 
+    /// MooseFS's mount of the META folder: trash and sustained files.
+    pub fn mount_meta(&mut self) -> PathBuf {
+        let path = self.folder.join(format!("meta{}", self.mounts.len()));
+        std::fs::create_dir_all(&path).expect("the folder can be written");
+        let mut command = self.namespace.command("/usr/bin/mfsmount");
+        command.arg(&path).args(["-m", "-H", &MASTER.to_string(), "-P", &MATOCL_PORT.to_string(), "-f"]);
+        let mut daemon = self.spawn(&format!("meta{}", self.mounts.len()), command);
+        self.watchdog.watch(daemon.pid());
+        wait_until("the META mount to appear", PATIENCE, || {
+            still_runs(&mut daemon);
+            is_mounted(&path)
+        });
+        self.mounts.push(Mount { daemon, path: path.clone() });
+        path
+    }
+
     /// Try to mount with these arguments behind the mount point, and give it `limit` to fail. Returns what it wrote, and
     /// its exit status if it ended by itself.
     pub fn fail_to_mount(
