@@ -7,6 +7,7 @@
 
 use std::time::{Duration, Instant};
 
+use meta::journal::Batch;
 use meta::session::SessionParams;
 use meta::{Caller, Namespace, Policy};
 use wire::{Inode, MetaId, NodeKind, VersionWord};
@@ -25,7 +26,8 @@ fn main() {
     let directories: Vec<Inode> = (0..files.div_ceil(1000))
         .map(|n| ns.mkdir(&caller, Inode::ROOT, format!("directory{n}").as_bytes(), 0o755, 0, true).expect("new").0)
         .collect();
-    let mut journal = ns.take_journal().bytes;
+    let mut batch = ns.take_journal();
+    let mut journal = std::mem::take(&mut batch.bytes);
     let mut inodes = Vec::with_capacity(files as usize);
     let timer = Timer::start("create, journal kept");
     for n in 0..files {
@@ -34,11 +36,11 @@ fn main() {
         let made = ns.mknod(&caller, parent, name.as_bytes(), NodeKind::File, 0o644, 0, 0);
         inodes.push(made.expect("new").0);
         if n % 1000 == 0 {
-            journal.extend(ns.take_journal().bytes);
+            drain(&mut ns, &mut batch, &mut journal);
         }
     }
     timer.stop(files);
-    journal.extend(ns.take_journal().bytes);
+    drain(&mut ns, &mut batch, &mut journal);
     let own = |journal: &Vec<u8>, inodes: &Vec<Inode>| (journal.len() + inodes.len() * 4) as u64;
     let empty = resident_bytes() - before - own(&journal, &inodes);
     println!("bytes per empty file: {:.1}", empty as f64 / files as f64);
@@ -65,14 +67,14 @@ fn main() {
         let grant = ns.grant_write(NOW, *inode, 0, true, false).expect("a file");
         ns.write_end(session, VersionWord::OURS, NOW, *inode, grant.chunk, 5000, false).expect("granted");
         if n % 1000 == 0 {
-            journal.extend(ns.take_journal().bytes);
+            drain(&mut ns, &mut batch, &mut journal);
         }
     }
     timer.stop(files);
-    journal.extend(ns.take_journal().bytes);
+    drain(&mut ns, &mut batch, &mut journal);
     let full = resident_bytes() - before - own(&journal, &inodes);
     println!("bytes per file of one chunk: {:.1}", full as f64 / files as f64);
-    println!("{:?}", ns.sizes());
+    println!("{:?}\n{:?}", ns.sizes(), ns.memory());
     journal.extend(pause(&mut ns, &caller, &directories, files));
 
     let timer = Timer::start("freeze");
@@ -105,6 +107,13 @@ fn main() {
         }
     }
     timer.stop(files);
+}
+
+/// The lines go the way that they go in a master: one buffer is filled again and again.
+fn drain(ns: &mut Namespace, batch: &mut Batch, journal: &mut Vec<u8>) {
+    batch.bytes.clear();
+    ns.take_journal_into(batch);
+    journal.extend(&batch.bytes);
 }
 
 /// The slowest of many requests, look-ups and renames of random files, with and without an image beside. Returns the

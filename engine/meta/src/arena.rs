@@ -1,14 +1,18 @@
 //! Growing tables in pages of fixed-size records, addressed by 32-bit handles.
 //!
-//! Pages are never moved, so growth copies nothing. A table can be frozen for an image that another thread writes:
+//! Pages are never moved, so growth copies nothing; those of all tables have one size, so that the allocator's holes fit
+//! whoever comes next (with a size for each table they came to 4 % of the whole). A table can be frozen for an image that another thread writes:
 //! pages are then shared, and one that is changed meanwhile is copied first. A page that nobody shares any more is
 //! taken back without a copy, so the steady state costs one branch per change and no atomic operation.
 
 use std::sync::Arc;
 
-/// Records of type `T`, `1 << BITS` in a page.
+/// Bytes of a page, or a little less: as many records as fit.
+pub(crate) const PAGE_BYTES: usize = 64 << 10;
+
+/// Records of type `T`.
 #[derive(Debug)]
-pub(crate) struct Pages<T, const BITS: u32> {
+pub(crate) struct Pages<T> {
     pages: Vec<Page<T>>,
     length: usize,
 }
@@ -52,8 +56,9 @@ impl<T> Page<T> {
     }
 }
 
-impl<T: Clone + Default, const BITS: u32> Pages<T, BITS> {
-    const RECORDS: usize = 1 << BITS;
+impl<T: Clone + Default> Pages<T> {
+    /// Records of a page: a constant, so that dividing by it is a multiplication.
+    const RECORDS: usize = PAGE_BYTES / size_of::<T>();
 
     pub(crate) fn new() -> Self {
         Pages { pages: Vec::new(), length: 0 }
@@ -66,23 +71,23 @@ impl<T: Clone + Default, const BITS: u32> Pages<T, BITS> {
 
     #[inline]
     pub(crate) fn get(&self, at: usize) -> &T {
-        &self.pages[at >> BITS].records()[at & (Self::RECORDS - 1)]
+        &self.pages[at / Self::RECORDS].records()[at % Self::RECORDS]
     }
 
     pub(crate) fn get_mut(&mut self, at: usize) -> &mut T {
-        &mut self.page_mut(at >> BITS)[at & (Self::RECORDS - 1)]
+        &mut self.page_mut(at / Self::RECORDS)[at % Self::RECORDS]
     }
 
     /// `count` records from `at` on, which lie in one page.
     #[inline]
     pub(crate) fn slice(&self, at: usize, count: usize) -> &[T] {
-        let start = at & (Self::RECORDS - 1);
-        &self.pages[at >> BITS].records()[start..start + count]
+        let start = at % Self::RECORDS;
+        &self.pages[at / Self::RECORDS].records()[start..start + count]
     }
 
     pub(crate) fn slice_mut(&mut self, at: usize, count: usize) -> &mut [T] {
-        let start = at & (Self::RECORDS - 1);
-        &mut self.page_mut(at >> BITS)[start..start + count]
+        let start = at % Self::RECORDS;
+        &mut self.page_mut(at / Self::RECORDS)[start..start + count]
     }
 
     /// Bytes of all pages.
@@ -92,7 +97,7 @@ impl<T: Clone + Default, const BITS: u32> Pages<T, BITS> {
 
     /// Makes all records below `length` exist; new ones are default.
     pub(crate) fn grow_to(&mut self, length: usize) {
-        while self.pages.len() << BITS < length {
+        while self.pages.len() * Self::RECORDS < length {
             self.pages.push(Page::Own(vec![T::default(); Self::RECORDS].into_boxed_slice()));
         }
         self.length = self.length.max(length);
@@ -129,7 +134,7 @@ impl<T: Clone + Default, const BITS: u32> Pages<T, BITS> {
 /// Records that come and go. Handle 0 is never given out: it means "none".
 #[derive(Debug)]
 pub(crate) struct Arena<T> {
-    records: Pages<T, 10>,
+    records: Pages<T>,
     free: Vec<u32>,
 }
 

@@ -8,7 +8,7 @@ use wire::{ChunkId, Version};
 
 use crate::arena::{Arena, Memory};
 use crate::class::{Classes, SIMPLE_GOAL_MAX};
-use crate::index::{Index, hash};
+use crate::index::{Filling, Index, Twice, hash};
 
 /// One chunk, as others see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +49,8 @@ const _: () = assert!(size_of::<Chunk>() == 24);
 pub(crate) struct ChunkTable {
     chunks: Arena<Chunk>,
     index: Index,
+    /// While an image is read: what is on its way into the index.
+    filling: Option<Box<Filling>>,
     next_id: u64,
     /// References by class, of chunks that files of several classes hold.
     mixed: BTreeMap<u32, BTreeMap<u8, u32>>,
@@ -65,6 +67,7 @@ impl ChunkTable {
         ChunkTable {
             chunks: Arena::new(),
             index: Index::new(),
+            filling: None,
             next_id: 1,
             mixed: BTreeMap::new(),
             released: Vec::new(),
@@ -120,9 +123,34 @@ impl ChunkTable {
         (1..self.chunks.end()).filter_map(|slot| self.get(slot))
     }
 
-    /// Before a table is filled.
+    /// Before a table is filled by `fill`.
     pub(crate) fn reserve(&mut self, chunks: u64) {
         self.index.reserve(chunks);
+    }
+
+    /// Adds a chunk of an image. It is found after `finish_filling`. Errors: `Twice` if there are two with one id, this or
+    /// one before.
+    pub(crate) fn fill(&mut self, id: u64, version: u32, locked_to: u32, archived: bool) -> Result<(), Twice> {
+        let slot = self.chunks.insert(Chunk { id, version, locked_to, references: 0, class: 0, archived });
+        let (chunks, filling) = (&self.chunks, self.filling.get_or_insert_default());
+        let id_of = |slot| chunks.get(slot).id;
+        filling.add(&mut self.index, hash_of(id), slot, |slot| hash_of(id_of(slot)), |a, b| id_of(a) == id_of(b))
+    }
+
+    /// The chunks that were added by `fill` can be found. Errors: `Twice`.
+    pub(crate) fn finish_filling(&mut self) -> Result<(), Twice> {
+        let (chunks, filling) = (&self.chunks, self.filling.take());
+        let id_of = |slot| chunks.get(slot).id;
+        let finish = |mut filling: Box<Filling>| {
+            filling.finish(&mut self.index, |slot| hash_of(id_of(slot)), |a, b| id_of(a) == id_of(b))
+        };
+        filling.map_or(Ok(()), finish)
+    }
+
+    /// As `find`, for ids that come in the order of the slots more often than not: `after` is the slot of the last one.
+    pub(crate) fn find_after(&self, after: u32, id: u64) -> Option<u32> {
+        let next = after + 1;
+        if next < self.chunks.end() && self.chunks.get(next).id == id { Some(next) } else { self.find(id) }
     }
 
     /// A new chunk with the next id, version 1, unlocked, without files.
@@ -257,6 +285,7 @@ impl ChunkTable {
         ChunkTable {
             chunks: self.chunks.freeze(),
             index: Index::new(),
+            filling: None,
             next_id: self.next_id,
             mixed: BTreeMap::new(),
             released: Vec::new(),

@@ -18,7 +18,7 @@ use wire::{ChunkId, Field, Inode, Input, Ip4, MetaId, NodeKind, SessionId, WireE
 use crate::acl::{self, Acl};
 use crate::apply::{name_is_legal, put_acl};
 use crate::class::{LabelSets, StorageClass};
-use crate::index::hash;
+use crate::index::{Filling, Twice, hash};
 use crate::locks::{LockKind, LockOwner, RangeLock};
 use crate::namespace::{Namespace, Policy, Snapshot};
 use crate::node::{Edge, Node, mark};
@@ -88,7 +88,7 @@ const SECTIONS: [(Section, &[u8; 4]); 16] = [
 ];
 
 impl Section {
-    fn letters(self) -> &'static [u8; 4] {
+    pub(crate) fn letters(self) -> &'static [u8; 4] {
         SECTIONS[self as usize].1
     }
 
@@ -603,6 +603,10 @@ pub struct Loader {
     last_edge: u32,
     /// Nodes with several names: their order is by edge, not by directory.
     linked: Vec<u32>,
+    /// Names on their way into the index.
+    names: Filling,
+    /// Chunk of the file that was read last: the next file's is often the next one.
+    last_chunk: u32,
     /// All inode numbers are below this: a damaged number must not make the tables huge.
     inodes_end: u32,
     /// Edges and chunks, as the counters say.
@@ -639,6 +643,8 @@ impl Loader {
             end: None,
             last_edge: 0,
             linked: Vec::new(),
+            names: Filling::default(),
+            last_chunk: 0,
             inodes_end: 0,
             counted: (0, 0),
         }
@@ -730,6 +736,12 @@ impl Loader {
         let offset = self.offset;
         let malformed = |what| ImageError::Malformed { section, offset, what };
         if self.section != Some(section) {
+            let settled = match self.section {
+                Some(Section::Chunks) => self.state.finish_chunks().map_err(|Twice| CHUNK_TWICE),
+                Some(Section::Edges) => self.state.finish_links(&mut self.names).map_err(|Twice| NAME_TWICE),
+                _ => Ok(()),
+            };
+            settled.map_err(malformed)?;
             self.last_edge = 0;
             self.section = Some(section);
         }
@@ -771,15 +783,18 @@ impl Loader {
                 let id = ChunkId::take(input)?;
                 let (version, locked_to, archived) = (u32::take(input)?, u32::take(input)?, u8::take(input)?);
                 must(id.0 != 0 && id.0 < state.chunks.next_id(), "a chunk's id was never given")?;
-                must(state.chunks.find(id.0).is_none(), "a chunk occurs twice")?;
-                state.chunks.insert(id.0, version, locked_to, archived != 0);
+                state
+                    .chunks
+                    .fill(id.0, version, locked_to, archived != 0)
+                    .map_err(|Twice| Broken::Rule(CHUNK_TWICE))?;
             }
-            Section::Nodes => take_node(state, self.inodes_end, input)?,
+            Section::Nodes => self.take_node(input)?,
             Section::Slots => {
                 let (inode, index, chunk) = (u32::take(input)?, u32::take(input)?, ChunkId::take(input)?);
                 must(state.node(inode).is_some_and(Node::has_data), "chunks of what is no file")?;
                 must(index <= wire::limits::CHUNK_INDEX_MAX, "a chunk index is out of range")?;
-                let slot = state.chunks.find(chunk.0).ok_or(Broken::Rule("a file names an unknown chunk"))?;
+                let slot = state.chunks.find_after(self.last_chunk, chunk.0).ok_or(UNKNOWN_CHUNK)?;
+                self.last_chunk = slot;
                 must(state.chunk_of(state.at(inode), index) == 0, "a slot occurs twice")?;
                 state.put_chunk(inode, index, slot);
             }
@@ -848,7 +863,8 @@ impl Loader {
     fn take_edge(&mut self, input: &mut Input<'_>) -> Result<(), Broken> {
         let state = &mut self.state;
         let (parent, child, id) = (u32::take(input)?, u32::take(input)?, u64::take(input)?);
-        let name = take_bytes(input)?;
+        let length = u32::take(input)?;
+        let name = input.bytes(length as usize, "name")?;
         must(Edge::id_fits(id) && id > state.next_edge_id, "an edge's id was never given")?;
         must(child != ROOT, "the root has a name")?;
         let node = *state.node(child).ok_or(Broken::Rule("an edge names an unknown node"))?;
@@ -868,22 +884,70 @@ impl Loader {
         if detached {
             must((1..=wire::limits::PATH_BYTES_MAX).contains(&name.len()), "a path has an illegal length")?;
             must(newer != 0 || state.bucket_is_empty(child), "entries of a bucket are not together")?;
-            self.last_edge = state.detached_as_oldest(child, &name, id, newer);
+            self.last_edge = state.detached_as_oldest(child, name, id, newer);
             return Ok(());
         }
         let directory = state.node(parent).filter(|node| node.is_directory());
         let directory = directory.ok_or(Broken::Rule("an edge lies in what is no directory"))?;
         must(newer != 0 || directory.newest() == 0, "entries of a directory are not together")?;
-        must(name_is_legal(&name), "a name is illegal")?;
-        must(state.find(parent, &name).is_none(), "a name occurs twice in a directory")?;
+        must(name_is_legal(name), "a name is illegal")?;
         must(!node.is_directory() || !state.directory_is_below(parent, child), "directories form a ring")?;
         if node.edge != 0 {
             self.linked.push(child);
         }
-        self.last_edge = state.link_as_oldest(parent, child, &name, id, newer);
+        let linked = state.link_from_image((parent, child), name, id, newer, &mut self.names);
+        self.last_edge = linked.map_err(|Twice| Broken::Rule(NAME_TWICE))?;
+        Ok(())
+    }
+
+    fn take_node(&mut self, input: &mut Input<'_>) -> Result<(), Broken> {
+        let state = &mut self.state;
+        let inode = u32::take(input)?;
+        let kind = NodeKind::take(input)?;
+        let mode = u16::take(input)?;
+        let (eattr, winattr, class) = (u8::take(input)?, u8::take(input)?, u8::take(input)?);
+        must(state.node(inode).is_none(), "an inode occurs twice")?;
+        must(inode < self.inodes_end && state.inode_numbers().take(inode), "an inode number is out of range")?;
+        let mut node = Node::new(kind, mode);
+        node.set_eattr(eattr);
+        node.set_winattr(winattr);
+        node.class = class;
+        node.trash_hours = u16::take(input)?;
+        let (uid, gid) = (u32::take(input)?, u32::take(input)?);
+        node.owner = state.owner_handle(uid, gid);
+        (node.atime, node.mtime, node.ctime) = (u32::take(input)?, u32::take(input)?, u32::take(input)?);
+        match kind {
+            NodeKind::File | NodeKind::Trash | NodeKind::Sustained => {
+                let (length, chunk) = (u64::take(input)?, ChunkId::take(input)?);
+                must(length <= wire::limits::FILE_BYTES_MAX, "a file is too long")?;
+                node.set_length(length);
+                state.insert_node(inode, node);
+                if chunk.0 != 0 {
+                    let slot = state.chunks.find_after(self.last_chunk, chunk.0).ok_or(UNKNOWN_CHUNK)?;
+                    self.last_chunk = slot;
+                    state.put_chunk(inode, 0, slot);
+                }
+            }
+            NodeKind::Symlink => {
+                let target = take_bytes(input)?;
+                let fits = (1..=wire::limits::SYMLINK_BYTES_MAX).contains(&target.len());
+                must(fits, "a symlink has an illegal target")?;
+                state.insert_node(inode, node);
+                state.set_target(inode, &target);
+            }
+            NodeKind::BlockDevice | NodeKind::CharDevice => {
+                node.set_rdev(u32::take(input)?);
+                state.insert_node(inode, node);
+            }
+            NodeKind::Directory | NodeKind::Fifo | NodeKind::Socket => state.insert_node(inode, node),
+        }
         Ok(())
     }
 }
+
+const CHUNK_TWICE: &str = "a chunk occurs twice";
+const NAME_TWICE: &str = "a name occurs twice in a directory";
+const UNKNOWN_CHUNK: Broken = Broken::Rule("a file names an unknown chunk");
 
 fn must(holds: bool, rule: &'static str) -> Result<(), Broken> {
     if holds { Ok(()) } else { Err(Broken::Rule(rule)) }
@@ -904,48 +968,6 @@ fn take_class(input: &mut Input<'_>) -> Result<(u8, StorageClass), Broken> {
     };
     let (create, keep, arch) = (sets()?, sets()?, sets()?);
     Ok((id, StorageClass { name, admin_only, mode, arch_delay_days, create, keep, arch }))
-}
-
-fn take_node(state: &mut State, inodes_end: u32, input: &mut Input<'_>) -> Result<(), Broken> {
-    let inode = u32::take(input)?;
-    let kind = NodeKind::take(input)?;
-    let mode = u16::take(input)?;
-    let (eattr, winattr, class) = (u8::take(input)?, u8::take(input)?, u8::take(input)?);
-    must(state.node(inode).is_none(), "an inode occurs twice")?;
-    must(inode < inodes_end && state.inode_numbers().take(inode), "an inode number is out of range")?;
-    let mut node = Node::new(kind, mode);
-    node.set_eattr(eattr);
-    node.set_winattr(winattr);
-    node.class = class;
-    node.trash_hours = u16::take(input)?;
-    let (uid, gid) = (u32::take(input)?, u32::take(input)?);
-    node.owner = state.owner_handle(uid, gid);
-    (node.atime, node.mtime, node.ctime) = (u32::take(input)?, u32::take(input)?, u32::take(input)?);
-    match kind {
-        NodeKind::File | NodeKind::Trash | NodeKind::Sustained => {
-            let (length, chunk) = (u64::take(input)?, ChunkId::take(input)?);
-            must(length <= wire::limits::FILE_BYTES_MAX, "a file is too long")?;
-            node.set_length(length);
-            state.insert_node(inode, node);
-            if chunk.0 != 0 {
-                let slot = state.chunks.find(chunk.0).ok_or(Broken::Rule("a file names an unknown chunk"))?;
-                state.put_chunk(inode, 0, slot);
-            }
-        }
-        NodeKind::Symlink => {
-            let target = take_bytes(input)?;
-            let fits = (1..=wire::limits::SYMLINK_BYTES_MAX).contains(&target.len());
-            must(fits, "a symlink has an illegal target")?;
-            state.insert_node(inode, node);
-            state.set_target(inode, &target);
-        }
-        NodeKind::BlockDevice | NodeKind::CharDevice => {
-            node.set_rdev(u32::take(input)?);
-            state.insert_node(inode, node);
-        }
-        NodeKind::Directory | NodeKind::Fifo | NodeKind::Socket => state.insert_node(inode, node),
-    }
-    Ok(())
 }
 
 fn take_acl(input: &mut Input<'_>) -> Result<(u32, u8, Acl), Broken> {

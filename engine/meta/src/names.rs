@@ -4,18 +4,16 @@
 //! list per size, threaded through the places themselves. A handle counts units of 4 bytes, so 32 bits reach 16 GiB
 //! of names. A name never crosses a page.
 
-use crate::arena::{Memory, Pages};
+use crate::arena::{Memory, PAGE_BYTES, Pages};
 
 /// Longest entry in bytes: a symlink's target. Spec 10, 6.
 const ENTRY_BYTES_MAX: usize = 4096;
 const UNIT_BYTES: usize = 4;
-const PAGE_BITS: u32 = 16;
-const PAGE_BYTES: usize = 1 << PAGE_BITS;
 const CLASSES: usize = ENTRY_BYTES_MAX / UNIT_BYTES + 1;
 
 #[derive(Debug)]
 pub(crate) struct Names {
-    bytes: Pages<u8, PAGE_BITS>,
+    bytes: Pages<u8>,
     /// Where the next name goes if no freed place fits.
     end: usize,
     /// First free place by size in units; 0 is none. The place holds the handle of the next one.

@@ -12,7 +12,7 @@ use crate::acl::Acl;
 use crate::arena::{Arena, Memory, Pages};
 use crate::chunk_table::ChunkTable;
 use crate::class::Classes;
-use crate::index::{Index, hash};
+use crate::index::{Filling, Index, Twice, hash};
 use crate::locks::Locks;
 use crate::names::Names;
 use crate::node::{ChunkList, Dir, Edge, FIRST_EDGE_ID, Figures, LINK_BYTES, Node, Owners, mark, size_on_disk};
@@ -86,7 +86,7 @@ pub(crate) struct State {
     pub(crate) meta_id: u64,
     /// Version of the next change.
     pub(crate) version: u64,
-    nodes: Pages<Node, 10>,
+    nodes: Pages<Node>,
     edges: Arena<Edge>,
     dirs: Arena<Dir>,
     lists: Arena<ChunkList>,
@@ -219,6 +219,20 @@ impl State {
     pub(crate) fn reserve(&mut self, names: u64, chunks: u64) {
         self.name_index.reserve(names);
         self.chunks.reserve(chunks);
+    }
+
+    /// After all chunks of an image were read, and before they are looked for. Errors: `Twice`.
+    pub(crate) fn finish_chunks(&mut self) -> Result<(), Twice> {
+        self.chunks.finish_filling()
+    }
+
+    /// After all names of an image were read: they can be looked for, and directories have their sums. Errors: `Twice`
+    /// if a directory has a name twice.
+    pub(crate) fn finish_links(&mut self, filling: &mut Filling) -> Result<(), Twice> {
+        let State { edges, names, name_index, .. } = self;
+        filling.finish(name_index, |edge| name_hash(edges, names, edge), |a, b| same_name(edges, names, a, b))?;
+        self.sum_up();
+        Ok(())
     }
 
     // --- nodes
@@ -457,15 +471,43 @@ impl State {
         edge
     }
 
-    /// For an image: as `link`, but with the id given and behind `newer`, the entry of the same directory that was
-    /// read before (0: none).
+    /// For a file of MooseFS's: as `link`, but with the id given and behind `newer`, the entry of the same directory that
+    /// was read before (0: none).
     pub(crate) fn link_as_oldest(&mut self, parent: u32, child: u32, name: &[u8], id: u64, newer: u32) -> u32 {
+        let edge = self.new_oldest(parent, child, name, id, newer);
+        self.enter_directory(edge);
+        edge
+    }
+
+    /// For an image: as `link_as_oldest`, but the name can be looked for, and counts in directories above `parent`, only
+    /// after `finish_links`. Errors: `Twice` if a directory has a name twice, this one or one read before.
+    pub(crate) fn link_from_image(
+        &mut self,
+        (parent, child): (u32, u32),
+        name: &[u8],
+        id: u64,
+        newer: u32,
+        filling: &mut Filling,
+    ) -> Result<u32, Twice> {
+        let edge = self.new_oldest(parent, child, name, id, newer);
+        let is_directory = self.count_entry(edge);
+        if !is_directory {
+            let figures = self.figures(child);
+            let directory = self.at(parent).chunks;
+            self.dirs.get_mut(directory).below.change(&Figures::default(), &figures);
+        }
+        let State { edges, names, name_index, .. } = self;
+        let hash_of = |edge| name_hash(edges, names, edge);
+        filling.add(name_index, hash(u64::from(parent), name), edge, hash_of, |a, b| same_name(edges, names, a, b))?;
+        Ok(edge)
+    }
+
+    fn new_oldest(&mut self, parent: u32, child: u32, name: &[u8], id: u64, newer: u32) -> u32 {
         let edge = self.new_edge(parent, child, name, id);
         self.put_behind(edge, newer);
         if newer == 0 {
             self.at_mut(parent).set_newest(edge);
         }
-        self.enter_directory(edge);
         edge
     }
 
@@ -713,13 +755,39 @@ impl State {
         }
         for directory in &directories {
             let edges: Vec<u32> = self.children(*directory).collect();
+            let dir = self.at(*directory).chunks;
             for edge in edges {
                 let child = self.edges.get(edge).child;
-                let figures = match self.at(child).is_directory() {
-                    true => Figures { inodes: 1, dirs: 1, ..Figures::default() },
-                    false => self.figures(child),
-                };
-                self.change_up(*directory, &Figures::default(), &figures);
+                if !self.at(child).is_directory() {
+                    let figures = self.figures(child);
+                    self.dirs.get_mut(dir).below.change(&Figures::default(), &figures);
+                }
+            }
+        }
+        self.sum_up();
+    }
+
+    /// Adds to each directory, which has counted itself and what is no directory in it, what lies in those below it.
+    fn sum_up(&mut self) {
+        // How deep each lies, by handle; 0 is not known yet.
+        let mut depths = vec![0u32; self.dirs.end() as usize];
+        let mut by_depth: Vec<(u32, u32)> = Vec::new();
+        let mut unknown = Vec::new();
+        for inode in self.inodes().filter(|inode| self.at(*inode).is_directory()) {
+            unknown.extend(self.ancestors(inode).take_while(|above| depths[self.at(*above).chunks as usize] == 0));
+            while let Some(directory) = unknown.pop() {
+                let above = self.parent_of_directory(directory);
+                let depth = if above == directory { 1 } else { depths[self.at(above).chunks as usize] + 1 };
+                depths[self.at(directory).chunks as usize] = depth;
+                by_depth.push((depth, directory));
+            }
+        }
+        by_depth.sort_unstable_by(|left, right| right.cmp(left));
+        for (_, directory) in by_depth {
+            let above = self.parent_of_directory(directory);
+            if above != directory {
+                let below = self.dirs.get(self.at(directory).chunks).below;
+                self.dirs.get_mut(self.at(above).chunks).below.change(&Figures::default(), &below);
             }
         }
     }
@@ -999,11 +1067,16 @@ impl State {
     fn enter_directory(&mut self, edge: u32) {
         let Edge { parent, child, .. } = *self.edges.get(edge);
         let (edges, names) = (&self.edges, &self.names);
-        let hash_of = |edge: u32| {
-            let edge = edges.get(edge);
-            hash(u64::from(edge.parent), name_of(names, edge))
-        };
+        let hash_of = |edge| name_hash(edges, names, edge);
         self.name_index.insert(hash_of(edge), edge, hash_of);
+        self.count_entry(edge);
+        let figures = self.figures(child);
+        self.change_up(parent, &Figures::default(), &figures);
+    }
+
+    /// Counts an entry in its directory and a name at its node. Returns whether that is a directory.
+    fn count_entry(&mut self, edge: u32) -> bool {
+        let Edge { parent, child, .. } = *self.edges.get(edge);
         let is_directory = self.at(child).is_directory();
         if !is_directory {
             self.at_mut(child).links += 1;
@@ -1012,8 +1085,7 @@ impl State {
         let directory = self.dirs.get_mut(directory);
         directory.children += 1;
         directory.subdirectories += u32::from(is_directory);
-        let figures = self.figures(child);
-        self.change_up(parent, &Figures::default(), &figures);
+        is_directory
     }
 
     fn drop_edge(&mut self, edge: u32) {
@@ -1043,6 +1115,18 @@ impl State {
         let link_bytes = if removed.has_link() { LINK_BYTES } else { 0 };
         self.names.remove(removed.name, link_bytes + removed.name_bytes());
     }
+}
+
+/// Hash of the name of an edge, as it is looked for.
+fn name_hash(edges: &Arena<Edge>, names: &Names, edge: u32) -> u64 {
+    let edge = edges.get(edge);
+    hash(u64::from(edge.parent), name_of(names, edge))
+}
+
+/// Are two edges the same name in the same directory?
+fn same_name(edges: &Arena<Edge>, names: &Names, left: u32, right: u32) -> bool {
+    let (left, right) = (edges.get(left), edges.get(right));
+    left.parent == right.parent && name_of(names, left) == name_of(names, right)
 }
 
 #[inline]

@@ -143,6 +143,64 @@ fn records_that_contradict_each_other_are_refused_though_their_checksums_hold() 
 }
 
 #[test]
+fn a_name_or_a_chunk_that_occurs_twice_is_refused() {
+    let mut world = World::new();
+    for name in ["one", "two"] {
+        let file = world.file(ROOT, name);
+        world.ns.grant_write(START, file, 0, true, false).unwrap();
+    }
+    let bytes = image::to_bytes(&world.ns.freeze(), 5);
+    let chunk = |id: u64| [&id.to_be_bytes()[..], &1u32.to_be_bytes()].concat();
+    let names = forge(&bytes, Section::Edges, b"two", b"one");
+    let chunks = forge(&bytes, Section::Chunks, &chunk(2), &chunk(1));
+    for forged in [names, chunks] {
+        let error = image::load(&forged, Policy::default()).unwrap_err();
+        assert!(matches!(error, ImageError::Malformed { what, .. } if what.contains("occurs twice")), "{error}");
+    }
+}
+
+/// Replaces bytes that occur once in the frames of a section, and puts the frame's checksum right.
+fn forge(bytes: &[u8], section: Section, from: &[u8], to: &[u8]) -> Vec<u8> {
+    let mut forged = bytes.to_vec();
+    let mut at = image::ImageHeader::BYTES;
+    while at < bytes.len() {
+        let length = u32::from_be_bytes(bytes[at + 4..at + 8].try_into().unwrap()) as usize;
+        let payload = at + 12..at + 12 + length;
+        let found = bytes[payload.clone()].windows(from.len()).position(|window| window == from);
+        if let (true, Some(place)) = (bytes[at..at + 4] == section.letters()[..], found) {
+            forged[payload.start + place..payload.start + place + to.len()].copy_from_slice(to);
+            let sum = crc32c::crc32c_append(crc32c::crc32c(&bytes[at..at + 8]), &forged[payload.clone()]);
+            forged[at + 8..at + 12].copy_from_slice(&sum.to_be_bytes());
+            return forged;
+        }
+        at = payload.end;
+    }
+    panic!("not in the image");
+}
+
+#[test]
+fn directories_of_a_loaded_state_have_the_sums_that_they_had() {
+    let mut world = full_world();
+    let mut directories = vec![ROOT];
+    for n in 0..300 {
+        // Chains and bushes, so that inode numbers do not tell what lies below what.
+        let parent = directories[(n * 7919) % directories.len()];
+        let directory = world.mkdir(parent, &format!("dir{n}"));
+        let file = world.file(directory, "file");
+        world.ns.grant_write(START, file, (n % 3) as u32, true, false).unwrap();
+        world.ns.link(&world.root(), file, ROOT, format!("link{n}").as_bytes()).unwrap();
+        directories.push(directory);
+    }
+    let (low, high) = (directories[17], directories[250]);
+    world.ns.rename(&world.root(), (ROOT, b"d"), (high, b"moved")).unwrap();
+    world.ns.symlink(&world.root(), low, b"sym", b"somewhere").unwrap();
+    let loaded = image::load(&image::to_bytes(&world.ns.freeze(), 5), Policy::default()).unwrap();
+    for directory in directories {
+        assert_eq!(loaded.state.figures(directory.0), world.ns.state.figures(directory.0), "{directory:?}");
+    }
+}
+
+#[test]
 fn a_frozen_state_is_not_touched_by_what_comes_after() {
     let mut world = full_world();
     let before = world.ns.digest();
