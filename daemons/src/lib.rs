@@ -8,6 +8,7 @@ pub mod chunkserver;
 pub mod config;
 mod connection;
 pub mod demo;
+pub mod huge;
 pub mod logging;
 pub mod master;
 pub mod metalogger;

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use daemons::process::{self, CHUNKSERVER, MASTER, METALOGGER};
-use daemons::{demo, mount, probe, promote, serve, stock};
+use daemons::{demo, huge, mount, probe, promote, serve, stock};
 
 /// A distributed file system that takes MooseFS's place
 #[derive(Parser)]
@@ -128,6 +128,7 @@ fn daemon_line<Line: Parser>() -> Result<Line, ExitCode> {
 }
 
 fn master(arguments: &MasterArguments) -> ExitCode {
+    huge::ask_for_huge_pages();
     if arguments.restore_automatically || arguments.restore_verbosely > 0 {
         eprintln!("-a and -x are not needed: the change logs are replayed at every start");
     }
