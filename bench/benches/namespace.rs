@@ -23,7 +23,7 @@ fn name(number: u64) -> String {
 fn filled() -> (Namespace, wire::SessionId, Vec<Inode>) {
     let mut ns = Namespace::new(MetaId(1), Policy::default(), NOW);
     let session = ns.session_add(NOW, SessionParams::full_access());
-    let caller = Caller { session, version: VersionWord::OURS, uid: 0, gids: &[0], now: NOW };
+    let caller = Caller { session, version: VersionWord::OURS, uid: 0, gids: &[0], now: NOW.into() };
     let folders: Vec<Inode> = (0..FILES / PER_FOLDER)
         .map(|n| ns.mkdir(&caller, Inode::ROOT, format!("folder{n}").as_bytes(), 0o755, 0, true).expect("new").0)
         .collect();
@@ -37,7 +37,7 @@ fn filled() -> (Namespace, wire::SessionId, Vec<Inode>) {
 
 fn requests(criterion: &mut Criterion) {
     let (mut ns, session, folders) = filled();
-    let caller = Caller { session, version: VersionWord::OURS, uid: 0, gids: &[0], now: NOW };
+    let caller = Caller { session, version: VersionWord::OURS, uid: 0, gids: &[0], now: NOW.into() };
     let mut group = criterion.benchmark_group("namespace");
     group.throughput(Throughput::Elements(REQUESTS)).sample_size(20);
     let mut seed = Seed(1);

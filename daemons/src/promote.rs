@@ -161,7 +161,7 @@ fn last_change(folder: &Path, plan: &Plan) -> Option<u64> {
     let bytes = fs::read(folder.join(name)).ok()?;
     let lines = bytes.get(usize::try_from(part.start).ok()?..usize::try_from(part.end).ok()?)?;
     let (_, line) = meta::journal::lines(lines).filter_map(|(at, line)| Some((at, line.ok()?))).last()?;
-    Some(u64::from(meta::journal::parse(line).ok()?.timestamp))
+    Some(u64::from(meta::journal::parse(line).ok()?.timestamp.seconds()))
 }
 
 fn ago(at: u64) -> String {
@@ -389,7 +389,7 @@ mod tests {
         // A sound line that contradicts the metadata: a chunk is deleted that never was.
         let mut bad = lines.bytes.clone();
         let change = meta::change::Change::ChunkDelete { chunk: ChunkId(5), version: wire::Version(1) };
-        meta::journal::format(namespace.version(), 1_700_000_001, &change, &Default::default(), &mut bad);
+        meta::journal::format(namespace.version(), 1_700_000_001.into(), &change, &Default::default(), &mut bad);
         fs::write(from.join("changelog_ml.0.mfs"), bad).unwrap();
         let refused = go(&from, &to).unwrap_err();
         assert!(refused.contains("changelog_ml.0.mfs"), "{refused}");
@@ -420,7 +420,7 @@ mod tests {
         parting.push(b'\n');
         let idle = meta::change::Change::Idle {};
         for version in first + 4..namespace.version() + 5 {
-            meta::journal::format(version, 1_700_000_009, &idle, &Default::default(), &mut parting);
+            meta::journal::format(version, 1_700_000_009.into(), &idle, &Default::default(), &mut parting);
         }
         fs::write(folder.path().join("changelog_ml.1.mfs"), parting).unwrap();
         let refused = look(folder.path()).err().unwrap();

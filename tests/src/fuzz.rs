@@ -139,7 +139,7 @@ fn small_namespace() -> (meta::Namespace, Vec<u8>) {
         info: b"/mnt/a b".to_vec(),
     };
     let session: SessionId = namespace.session_add(NOW, params);
-    let caller = meta::Caller { session, version: VersionWord::OURS, uid: 0, gids: &[0, 7], now: NOW + 1 };
+    let caller = meta::Caller { session, version: VersionWord::OURS, uid: 0, gids: &[0, 7], now: (NOW + 1).into() };
     let root = Inode::ROOT;
     // Failures would only make poorer samples: nothing here is checked.
     let folder = namespace.mkdir(&caller, root, b"folder, (one)%", 0o755, 0o022, true).map_or(root, |made| made.0);

@@ -17,7 +17,7 @@ use ring::{BufferedReader, Ring, Stream};
 use wire::{
     AntoanConfigValue, AntoanGetConfig, AntomaDownloadRequest, AntomaDownloadStart, Crc, HEADER_BYTES, Header, Inode,
     MatoanDownloadData, MatoanDownloadInfo, MatoanMetachangesLog, MetaId, Name, NodeKind, Packet, Rest, SessionId,
-    VersionWord,
+    Time, VersionWord,
 };
 
 const META_ID: MetaId = MetaId(0x0DE7_0001);
@@ -85,8 +85,14 @@ fn record(wanted: u64, seed: u64) -> Recorded {
     namespace.take_journal();
     let (first, begin) = (image(&mut namespace), namespace.version());
     let session = namespace.session_add(START, SessionParams::full_access());
-    let mut history =
-        History { namespace, session, now: START, random: Random::new(seed), known: vec![Inode::ROOT; 4], made: 0 };
+    let mut history = History {
+        namespace,
+        session,
+        now: START.into(),
+        random: Random::new(seed),
+        known: vec![Inode::ROOT; 4],
+        made: 0,
+    };
     let (mut journal, mut middle) = (Vec::new(), Vec::new());
     while history.namespace.version() - begin < wanted {
         history.step();
@@ -106,7 +112,7 @@ fn record(wanted: u64, seed: u64) -> Recorded {
 struct History {
     namespace: Namespace,
     session: SessionId,
-    now: u32,
+    now: Time,
     random: Random,
     /// Some of the inodes that were made, and perhaps removed since; the first is the root.
     known: Vec<Inode>,
@@ -131,7 +137,7 @@ impl History {
     /// Tries one operation. What is refused changes nothing and leaves no line.
     fn step(&mut self) {
         self.made += 1;
-        self.now += u32::from(self.random.below(50) == 0);
+        self.now.0 += self.random.below(40_000_000) as i64;
         let (one, other, now, session) = (self.pick(), self.pick(), self.now, self.session);
         let name = format!("name{}", self.random.below(40)).into_bytes();
         let root = Caller { session, version: VersionWord::OURS, uid: 0, gids: &[0], now };
@@ -168,7 +174,8 @@ impl History {
             70..=74 => self.truncate(one, detail),
             75..=84 => {
                 let mask = setattr_flags::MODE | setattr_flags::UID | setattr_flags::MTIME;
-                let set = SetAttr { mask, mode: detail as u16 & 0o7777, uid: detail, mtime: now, ..SetAttr::default() };
+                let mtime = Time(now.0 - (i64::from(detail) << (detail % 40)));
+                let set = SetAttr { mask, mode: detail as u16 & 0o7777, uid: detail, mtime, ..SetAttr::default() };
                 let _ = namespace.setattr(&root, one, false, &set);
             }
             85..=87 => {
@@ -204,7 +211,7 @@ impl History {
                 }
             }
             _ => {
-                self.now += 60 + detail % 5000;
+                self.now.0 += i64::from(60 + detail % 5000) * 1_000_000_000;
                 self.namespace.tick_second(self.now);
                 self.namespace.tick_minute(self.now);
             }

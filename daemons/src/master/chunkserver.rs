@@ -338,7 +338,7 @@ fn temporary_maintenance(core: &mut Core, server: ServerId, now: u32) {
         0 => 0,
         seconds => now.saturating_add(seconds),
     };
-    if let Err(status) = core.namespace.server_op(now, database::MAINTENANCE_TEMPORARY, ip, port, until) {
+    if let Err(status) = core.namespace.server_op(core.time, database::MAINTENANCE_TEMPORARY, ip, port, until) {
         warn!(%status, "cannot note that a chunkserver restarts");
     }
 }

@@ -9,7 +9,7 @@ use ring::local::OneshotSender;
 use tracing::{debug, error, info, warn};
 use wire::{
     ChunkId, Ip4, MatocsCreate, MatocsDelete, MatocsDuplicate, MatocsDuptrunc, MatocsReplicate, MatocsSetVersion,
-    MatocsTruncate, Packet, SessionId, Status,
+    MatocsTruncate, Packet, SessionId, Status, Time,
 };
 
 use super::chunkserver;
@@ -51,6 +51,8 @@ pub(super) struct Core {
     /// Known chunkservers that are away, since when this master misses them.
     pub(super) absent_since: BTreeMap<(Ip4, u16), u32>,
     pub(super) effects: Effects,
+    /// When the handler that runs now began: the time of the changes that it makes.
+    pub(super) time: Time,
     next_number: u64,
     notices: (u32, u32),
     /// Unknown chunks that were told of last.
@@ -101,6 +103,7 @@ impl Core {
             last_image: LastImage::default(),
             absent_since: BTreeMap::new(),
             effects: Effects::new(),
+            time: Time::from(now),
             next_number: 1,
             notices: (0, 0),
             quarantined_told: 0,
@@ -109,13 +112,13 @@ impl Core {
     }
 
     /// After loading, before anybody is served.
-    pub(super) fn start(&mut self, now: u32) {
+    pub(super) fn start(&mut self) {
         self.count_absent_servers();
         let connected: Vec<SessionId> =
             self.namespace.sessions().filter(|(_, session)| session.disconnected == 0).map(|(id, _)| id).collect();
         for session in connected {
             // Nobody is connected after a start; the time until they are forgotten begins now.
-            let _ = self.namespace.session_disconnected(now, session);
+            let _ = self.namespace.session_disconnected(self.time, session);
         }
     }
 
@@ -150,17 +153,18 @@ impl Core {
     }
 
     fn apply(&mut self, effect: Effect, now: u32) {
+        let time = self.time;
         match effect {
             Effect::Send { server, command } => self.send_command(server, command),
             Effect::SetVersion { chunk, version } => {
-                self.must(chunk, |namespace| namespace.set_chunk_version(now, chunk, version));
+                self.must(chunk, |namespace| namespace.set_chunk_version(time, chunk, version));
             }
             Effect::RemoveRecord { chunk, version } => {
-                self.must(chunk, |namespace| namespace.chunk_delete(now, chunk, version));
+                self.must(chunk, |namespace| namespace.chunk_delete(time, chunk, version));
             }
             Effect::RaiseNextChunkId { next } => {
                 if next > self.namespace.next_chunk_id().0 {
-                    self.must(ChunkId(next), |namespace| namespace.raise_next_chunk_id(now, ChunkId(next)));
+                    self.must(ChunkId(next), |namespace| namespace.raise_next_chunk_id(time, ChunkId(next)));
                 }
             }
             Effect::Finished { chunk, status } => {

@@ -592,7 +592,13 @@ mod tests {
         for batch in batches {
             let mut bytes = Vec::new();
             for version in batch.clone() {
-                meta::journal::format(version, 9, &Change::Idle {}, &meta::journal::Outcome::default(), &mut bytes);
+                meta::journal::format(
+                    version,
+                    9.into(),
+                    &Change::Idle {},
+                    &meta::journal::Outcome::default(),
+                    &mut bytes,
+                );
             }
             queue.became_durable(batch.end);
             queue.keep(Batch { first: batch.start, next: batch.end, bytes }, 9);

@@ -37,6 +37,7 @@ use std::time::Duration;
 use ring::local::Notify;
 use ring::{Listener, Ring, Stream};
 use tracing::{error, info, warn};
+use wire::Time;
 
 use self::core::Core;
 use self::exports::Exports;
@@ -75,16 +76,27 @@ pub(crate) struct Master {
 
 pub(crate) type Shared = Rc<Master>;
 
+/// A clock that goes back by so much was set: its time counts. By less it only stood still for many changes.
+const CLOCK_STEP_NANOS: i64 = 1_000_000;
+
 impl Master {
     /// Unix seconds.
     fn now(&self) -> u32 {
         u32::try_from(self.ring.wall_micros() / 1_000_000).unwrap_or(u32::MAX)
     }
 
+    /// The time of what is done now: later than that of what was done before, so that no two changes of a node have the
+    /// same, unless the clock was set back.
+    fn time(&self, last: Time) -> Time {
+        let clock = Time(i64::try_from(self.ring.wall_nanos()).unwrap_or(i64::MAX));
+        if clock <= last && last.0 - clock.0 < CLOCK_STEP_NANOS { Time(last.0 + 1) } else { clock }
+    }
+
     /// Runs a handler and draws the consequences of what it did: effects, journal lines.
     fn with<T>(&self, handle: impl FnOnce(&mut Core, u32) -> T) -> T {
-        let now = self.now();
         let mut core = self.core.borrow_mut();
+        core.time = self.time(core.time);
+        let now = core.time.seconds();
         let result = handle(&mut core, now);
         if core.settle(now) {
             self.journal_wake.notify_one();
@@ -158,7 +170,7 @@ pub async fn run(
         data_path,
         ring: ring.clone(),
     });
-    master.with(|core, now| core.start(now));
+    master.with(|core, _| core.start());
 
     let writer = ring.spawn(journal::write_journal(master.clone(), file));
     let tasks = [

@@ -44,7 +44,7 @@ pub(super) async fn every_second(master: Shared) {
         let now = master.now();
         master.with(second);
         if now / 60 != last / 60 {
-            master.with(|core, now| core.namespace.tick_minute(now));
+            master.with(|core, _| core.namespace.tick_minute(core.time));
         }
         if now / 3600 != last / 3600 {
             master.with(|core, _| {
@@ -59,7 +59,7 @@ pub(super) async fn every_second(master: Shared) {
 }
 
 fn second(core: &mut Core, now: u32) {
-    core.namespace.tick_second(now);
+    core.namespace.tick_second(core.time);
     core.journal.forget_before(now.saturating_sub(core.settings.journal_remembered_seconds));
     if now.is_multiple_of(SESSIONS_EVERY_SECONDS) && now > core.started.saturating_add(SESSIONS_AFTER_START_SECONDS) {
         remove_sessions(core, now);
@@ -80,7 +80,7 @@ fn remove_sessions(core: &mut Core, now: u32) {
     gone.extend(core.closed_sessions.iter().filter(|session| !connected.contains(session)));
     for session in gone {
         core.closed_sessions.remove(&session);
-        match core.namespace.session_remove(now, session) {
+        match core.namespace.session_remove(core.time, session) {
             Ok(()) => info!(%session, "session removed"),
             Err(status) => warn!(%session, %status, "cannot remove a session"),
         }
@@ -101,7 +101,7 @@ fn end_maintenance(core: &mut Core, now: u32) {
         .collect();
     let any = !over.is_empty();
     for ((ip, port), csid) in over {
-        if let Err(status) = core.namespace.server_op(now, MAINTENANCE_OFF, ip, port, 0) {
+        if let Err(status) = core.namespace.server_op(core.time, MAINTENANCE_OFF, ip, port, 0) {
             warn!(%status, "cannot end the maintenance of a chunkserver");
         }
         if let Some(id) = core.chunks.servers().by_csid(csid)
@@ -129,7 +129,7 @@ fn forget_servers(core: &mut Core, now: u32) {
         let since = *core.absent_since.entry(address).or_insert(now);
         if days != 0 && since.saturating_add(days * 86_400) < now {
             info!(ip = %address.0, port = address.1, "a chunkserver that did not come for days is forgotten");
-            if let Err(status) = core.namespace.server_op(now, SERVER_DELETE, address.0, address.1, 0) {
+            if let Err(status) = core.namespace.server_op(core.time, SERVER_DELETE, address.0, address.1, 0) {
                 warn!(%status, "cannot forget a chunkserver");
             }
             core.absent_since.remove(&address);

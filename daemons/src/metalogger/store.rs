@@ -229,8 +229,9 @@ impl Store {
         *last = number;
         line.clear();
         line.extend_from_slice(text);
-        let seconds =
-            text.split(|byte| *byte == b'|').next().and_then(|word| std::str::from_utf8(word).ok()?.parse().ok());
+        // Behind a point stands the fraction, if the master is ours.
+        let seconds = text.split(|byte| matches!(byte, b'|' | b'.')).next();
+        let seconds = seconds.and_then(|word| std::str::from_utf8(word).ok()?.parse().ok());
         self.last_change_at = seconds.unwrap_or(self.last_change_at);
     }
 

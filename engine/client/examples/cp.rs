@@ -398,7 +398,7 @@ async fn operations(ring: &ring::Ring, client: &Client, other: &Client, remote: 
         ..AttrChange::default()
     };
     let attr = client.setattr(&root, file, None, &change).await?;
-    assert_eq!((attr.mode, attr.uid, attr.gid, attr.mtime), (0o604, 1000, 1001, 1_234_567));
+    assert_eq!((attr.mode, attr.uid, attr.gid, attr.mtime), (0o604, 1000, 1001, 1_234_567.into()));
     let stranger = Caller { uid: 2000, gids: vec![2000, 2001], ..Caller::default() };
     assert_eq!(client.access(&stranger, file, 4).await, Ok(()));
     assert_eq!(client.access(&stranger, file, 2).await, Err(Errno::EACCES));

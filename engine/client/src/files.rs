@@ -290,9 +290,9 @@ impl Files {
             attr.extra = attr.extra.max(file.dirty.end());
         }
         if let Some(times) = self.times.borrow().get(&inode) {
-            attr.atime = attr.atime.max(times.atime);
-            attr.mtime = attr.mtime.max(times.mtime);
-            attr.ctime = attr.ctime.max(times.mtime);
+            attr.atime = attr.atime.max(times.atime.into());
+            attr.mtime = attr.mtime.max(times.mtime.into());
+            attr.ctime = attr.ctime.max(times.mtime.into());
         }
         attr
     }

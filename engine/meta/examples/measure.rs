@@ -21,7 +21,7 @@ fn main() {
     let before = resident_bytes();
     let mut ns = Namespace::new(MetaId(1), Policy::default(), NOW);
     let session = ns.session_add(NOW, SessionParams::full_access());
-    let caller = Caller { session, version: VersionWord::OURS, uid: 0, gids: &[0], now: NOW };
+    let caller = Caller { session, version: VersionWord::OURS, uid: 0, gids: &[0], now: NOW.into() };
 
     let directories: Vec<Inode> = (0..files.div_ceil(1000))
         .map(|n| ns.mkdir(&caller, Inode::ROOT, format!("directory{n}").as_bytes(), 0o755, 0, true).expect("new").0)

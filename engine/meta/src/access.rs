@@ -2,13 +2,14 @@
 //!
 //! Spec 30, 4.3; 31, 31.1 and 31.2.
 
-use wire::{Attr, Inode, NodeKind, SessionId, Status, VersionWord, attr_flags};
+use wire::{Attr, Inode, NodeKind, SessionId, Status, Time, VersionWord, attr_flags};
 
 use crate::acl::{self, masks_within};
 use crate::namespace::{Caller, Namespace};
 use crate::node::{Node, eattr, mark};
 use crate::session::session_flags;
 use crate::state::{ROOT, State};
+use crate::times::Times;
 
 pub(crate) const READ: u16 = 4;
 pub(crate) const WRITE: u16 = 2;
@@ -19,7 +20,7 @@ pub(crate) const EXECUTE: u16 = 1;
 pub(crate) struct Who<'a> {
     pub(crate) session: SessionId,
     pub(crate) version: VersionWord,
-    pub(crate) now: u32,
+    pub(crate) now: Time,
     /// Directory that the session sees as its root; 0 for META.
     pub(crate) root: u32,
     pub(crate) flags: u8,
@@ -102,7 +103,7 @@ impl Namespace {
     }
 
     /// A session's own rights, where no user counts.
-    pub(crate) fn session_itself(&self, session: SessionId, now: u32) -> Result<Who<'static>, Status> {
+    pub(crate) fn session_itself(&self, session: SessionId, now: Time) -> Result<Who<'static>, Status> {
         self.who(&Caller { session, version: VersionWord(0), uid: 0, gids: &[0], now })
     }
 
@@ -175,15 +176,16 @@ impl Namespace {
             NodeKind::Directory => 2 + self.state.directory_of(node).subdirectories,
             _ => u32::from(node.links),
         };
+        let Times { atime, mtime, ctime } = self.state.times(node);
         Attr {
             flags: Self::attr_flags(who, node, in_uncached),
             kind,
             mode: self.shown_mode(who, inode, node),
             uid,
             gid,
-            atime: node.atime,
-            mtime: node.mtime,
-            ctime: node.ctime,
+            atime,
+            mtime,
+            ctime,
             nlink,
             extra,
             winattr: node.winattr(),

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 
 use wire::limits::{CHUNK_BYTES, CHUNK_INDEX_MAX, FILE_BYTES_MAX, GOAL_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX};
-use wire::{ChunkId, Inode, NodeKind, SessionId, Status};
+use wire::{ChunkId, Inode, NodeKind, SessionId, Status, Time};
 
 use crate::acl::{self, Acl};
 use crate::change::{Bytes, Change, LockLetter};
@@ -15,10 +15,12 @@ use crate::class::{LabelSets, StorageClass};
 use crate::journal::Outcome;
 use crate::locks::{LockKind, LockOwner, RangeLock};
 use crate::node::{Node, eattr, mark};
+use crate::owners::Ownership;
 use crate::quota::{Limits, Quota};
 use crate::session::{Session, SessionParams};
 use crate::snapshot;
 use crate::state::{DEFAULT_TRASH_HOURS, ROOT, SUSTAINED_BUCKETS, State, TRASH_BUCKETS};
+use crate::times::Times;
 
 /// Seconds that a write grant locks a chunk. Spec 31, 31.9.
 pub(crate) const WRITE_LOCK_SECONDS: u32 = 120;
@@ -32,7 +34,7 @@ type Applied = Result<Outcome, Status>;
 const DONE: Applied = Ok(Outcome::NONE);
 
 /// Applies one change that was made at `now`.
-pub(crate) fn apply(state: &mut State, change: &Change<'_>, now: u32) -> Applied {
+pub(crate) fn apply(state: &mut State, change: &Change<'_>, now: Time) -> Applied {
     match change {
         Change::SetMetaId { meta_id } => set_meta_id(state, *meta_id),
         Change::Idle {} => DONE,
@@ -49,22 +51,22 @@ pub(crate) fn apply(state: &mut State, change: &Change<'_>, now: u32) -> Applied
             rename(state, (*source_parent, source_name), (*target_parent, target_name), now)
         }
         Change::Access { inode } => {
-            existing_mut(state, *inode)?.atime = now;
+            existing(state, *inode)?;
+            state.set_atime(inode.0, now);
             DONE
         }
         Change::Times { inode, atime, mtime, ctime } => {
-            let node = existing_mut(state, *inode)?;
-            (node.atime, node.mtime, node.ctime) = (*atime, *mtime, *ctime);
+            existing(state, *inode)?;
+            state.set_times(inode.0, &Times { atime: *atime, mtime: *mtime, ctime: *ctime });
             DONE
         }
         Change::Attributes { inode, mode, uid, gid, atime, mtime, winattr, acl_mode } => {
             existing(state, *inode)?;
-            let owner = state.owner_handle(*uid, *gid);
+            state.set_owner(inode.0, *uid, *gid);
+            state.set_times(inode.0, &Times { atime: *atime, mtime: *mtime, ctime: now });
             let node = state.at_mut(inode.0);
-            node.owner = owner;
             node.set_mode(*mode);
             node.set_winattr(*winattr);
-            (node.atime, node.mtime, node.ctime) = (*atime, *mtime, now);
             if let Some(acl) = state.acls.get_mut(&(inode.0, acl::ACCESS)) {
                 (acl.user, acl.mask, acl.other) = (acl_mode >> 6 & 7, acl_mode >> 3 & 7, acl_mode & 7);
             }
@@ -116,7 +118,7 @@ pub(crate) fn apply(state: &mut State, change: &Change<'_>, now: u32) -> Applied
         Change::Purge { inode } => purge(state, *inode, now),
         Change::EmptyTrash { bucket } => empty_trash(state, *bucket, now),
         Change::EmptySustained { bucket } => empty_sustained(state, *bucket, now),
-        Change::FreeInodes { delay_seconds } => free_inodes(state, *delay_seconds, now),
+        Change::FreeInodes { delay_seconds } => free_inodes(state, *delay_seconds, now.seconds()),
 
         Change::Write { inode, index, raise_version, touch_times } => {
             write(state, *inode, *index, *raise_version != 0, *touch_times != 0, now)
@@ -136,8 +138,10 @@ pub(crate) fn apply(state: &mut State, change: &Change<'_>, now: u32) -> Applied
         Change::Append { inode, source, first, last } => append(state, *inode, *source, (*first, *last), now),
         Change::SetFileChunk { inode, index, chunk } => set_file_chunk(state, *inode, *index, *chunk),
         Change::Archive { inode, uid, command } => archive(state, *inode, *uid, *command, now),
-        Change::ChunkAdd { chunk, version, locked_to } => chunk_add(state, *chunk, version.0, *locked_to, now),
-        Change::ChunkDelete { chunk, version } => chunk_delete(state, *chunk, version.0, now),
+        Change::ChunkAdd { chunk, version, locked_to } => {
+            chunk_add(state, *chunk, version.0, *locked_to, now.seconds())
+        }
+        Change::ChunkDelete { chunk, version } => chunk_delete(state, *chunk, version.0, now.seconds()),
         Change::SetVersion { chunk, version } => {
             let slot = chunk_slot(state, *chunk)?;
             state.chunks.set_version(slot, version.0);
@@ -231,7 +235,7 @@ pub(crate) fn apply(state: &mut State, change: &Change<'_>, now: u32) -> Applied
         }
         Change::SessionDelete { session } => session_delete(state, *session),
         Change::SessionDisconnect { session } => {
-            state.sessions.get_mut(session).ok_or(Status::BADSESSIONID)?.disconnected = now;
+            state.sessions.get_mut(session).ok_or(Status::BADSESSIONID)?.disconnected = now.seconds();
             DONE
         }
         Change::SessionConnect { session } => {
@@ -293,11 +297,6 @@ fn existing(state: &State, inode: Inode) -> Result<&Node, Status> {
     state.node(inode.0).ok_or(Status::ENOENT)
 }
 
-fn existing_mut(state: &mut State, inode: Inode) -> Result<&mut Node, Status> {
-    existing(state, inode)?;
-    Ok(state.at_mut(inode.0))
-}
-
 fn directory(state: &State, inode: Inode) -> Result<&Node, Status> {
     let node = existing(state, inode)?;
     if node.is_directory() { Ok(node) } else { Err(Status::ENOTDIR) }
@@ -330,19 +329,13 @@ fn free_name(state: &State, parent: Inode, name: &[u8]) -> Result<(), Status> {
     if state.find(parent.0, name).is_some() { Err(Status::EEXIST) } else { Ok(()) }
 }
 
-/// The directory got or lost an entry.
-fn touch_directory(state: &mut State, directory: u32, now: u32) {
-    let node = state.at_mut(directory);
-    (node.mtime, node.ctime) = (now, now);
-}
-
 /// Gives a node a name in a directory, which is no plain copy of a snapshot any more.
-fn enter(state: &mut State, parent: u32, child: u32, name: &[u8], now: u32) {
+fn enter(state: &mut State, parent: u32, child: u32, name: &[u8], now: Time) {
     state.link(parent, child, name);
-    touch_directory(state, parent, now);
+    state.set_modified(parent, now);
     let parent = state.at_mut(parent);
     parent.set_eattr(parent.eattr() & !eattr::SNAPSHOT);
-    state.at_mut(child).ctime = now;
+    state.set_ctime(child, now);
 }
 
 // --- names and nodes
@@ -356,16 +349,13 @@ pub(crate) struct NewNode {
 }
 
 /// Makes a node in a directory where the name is free and says its number. Spec 31, 31.6 "Creating".
-pub(crate) fn new_node(state: &mut State, parent: u32, name: &[u8], new: &NewNode, now: u32) -> u32 {
+pub(crate) fn new_node(state: &mut State, parent: u32, name: &[u8], new: &NewNode, now: Time) -> u32 {
     let above = *state.at(parent);
     let mut node = Node::new(new.kind, new.mode & !new.umask);
-    node.owner = state.owner_handle(new.uid, new.gid);
-    (node.atime, node.mtime, node.ctime) = (now, now, now);
     let is_directory = new.kind == NodeKind::Directory;
+    let mut trash_hours = DEFAULT_TRASH_HOURS;
     if is_directory || new.kind == NodeKind::File {
-        (node.class, node.trash_hours) = (above.class, above.trash_hours);
-    } else {
-        node.trash_hours = DEFAULT_TRASH_HOURS;
+        (node.class, trash_hours) = (above.class, state.trash_hours(&above));
     }
     let mut not_inherited = eattr::SNAPSHOT | eattr::UNDELETABLE | eattr::APPEND_ONLY | eattr::IMMUTABLE;
     if !is_directory {
@@ -380,7 +370,7 @@ pub(crate) fn new_node(state: &mut State, parent: u32, name: &[u8], new: &NewNod
         access_acl = access;
     }
     let inode = state.take_inode().expect("asked before whether there is one");
-    state.insert_node(inode, node);
+    state.insert_node(inode, node, Ownership { uid: new.uid, gid: new.gid, trash_hours }, &Times::all(now));
     if let Some(acl) = access_acl {
         put_acl(state, inode, acl::ACCESS, Some(acl));
     }
@@ -391,7 +381,7 @@ pub(crate) fn new_node(state: &mut State, parent: u32, name: &[u8], new: &NewNod
     inode
 }
 
-fn create(state: &mut State, parent: Inode, name: &[u8], new: &NewNode, rdev: u32, now: u32) -> Applied {
+fn create(state: &mut State, parent: Inode, name: &[u8], new: &NewNode, rdev: u32, now: Time) -> Applied {
     if matches!(new.kind, NodeKind::Symlink | NodeKind::Trash | NodeKind::Sustained) {
         return Err(Status::EINVAL);
     }
@@ -406,7 +396,7 @@ fn create(state: &mut State, parent: Inode, name: &[u8], new: &NewNode, rdev: u3
     Ok(Outcome::of([u64::from(inode)]))
 }
 
-fn symlink(state: &mut State, parent: Inode, name: &[u8], target: &[u8], (uid, gid): (u32, u32), now: u32) -> Applied {
+fn symlink(state: &mut State, parent: Inode, name: &[u8], target: &[u8], (uid, gid): (u32, u32), now: Time) -> Applied {
     free_name(state, parent, name)?;
     if !(1..=wire::limits::SYMLINK_BYTES_MAX).contains(&target.len()) || target.contains(&0) {
         return Err(Status::EINVAL);
@@ -420,7 +410,7 @@ fn symlink(state: &mut State, parent: Inode, name: &[u8], target: &[u8], (uid, g
     Ok(Outcome::of([u64::from(inode)]))
 }
 
-fn link(state: &mut State, inode: Inode, parent: Inode, name: &[u8], now: u32) -> Applied {
+fn link(state: &mut State, inode: Inode, parent: Inode, name: &[u8], now: Time) -> Applied {
     let node = existing(state, inode)?;
     match node.kind() {
         NodeKind::Trash | NodeKind::Sustained => return Err(Status::ENOENT),
@@ -433,7 +423,7 @@ fn link(state: &mut State, inode: Inode, parent: Inode, name: &[u8], now: u32) -
     DONE
 }
 
-fn unlink(state: &mut State, parent: Inode, name: &[u8], now: u32) -> Applied {
+fn unlink(state: &mut State, parent: Inode, name: &[u8], now: Time) -> Applied {
     directory(state, parent)?;
     let edge = state.find(parent.0, name).ok_or(Status::ENOENT)?;
     let child = state.edge(edge).child;
@@ -445,25 +435,26 @@ fn unlink(state: &mut State, parent: Inode, name: &[u8], now: u32) -> Applied {
 }
 
 /// Takes a name from a node, and the node away if it was the last one. Spec 32, 32.9 "Unlink of the last link".
-pub(crate) fn remove_name(state: &mut State, edge: u32, now: u32) {
+pub(crate) fn remove_name(state: &mut State, edge: u32, now: Time) {
     let (parent, child) = (state.edge(edge).parent, state.edge(edge).child);
     let node = *state.at(child);
     let is_last = node.is_directory() || node.links == 1;
     let path = (is_last && node.kind() == NodeKind::File).then(|| state.path(edge));
+    let trash_hours = state.trash_hours(&node);
     state.unlink(edge);
-    touch_directory(state, parent, now);
-    state.at_mut(child).ctime = now;
+    state.set_modified(parent, now);
+    state.set_ctime(child, now);
     if !is_last {
         return;
     }
     match path {
-        Some(path) if node.trash_hours != 0 => state.detach(child, NodeKind::Trash, &path),
+        Some(path) if trash_hours != 0 => state.detach(child, NodeKind::Trash, &path),
         Some(path) if state.is_open(child) => state.detach(child, NodeKind::Sustained, &path),
-        _ => state.remove_node(child, now),
+        _ => state.remove_node(child, now.seconds()),
     }
 }
 
-fn rename(state: &mut State, source: (Inode, &[u8]), target: (Inode, &[u8]), now: u32) -> Applied {
+fn rename(state: &mut State, source: (Inode, &[u8]), target: (Inode, &[u8]), now: Time) -> Applied {
     directory(state, source.0)?;
     directory(state, target.0)?;
     if !name_is_legal(target.1) || source == target {
@@ -482,7 +473,7 @@ fn rename(state: &mut State, source: (Inode, &[u8]), target: (Inode, &[u8]), now
         remove_name(state, taken, now);
     }
     state.unlink(edge);
-    touch_directory(state, source.0.0, now);
+    state.set_modified(source.0.0, now);
     enter(state, target.0.0, child, target.1, now);
     Ok(Outcome::of([u64::from(child)]))
 }
@@ -502,14 +493,14 @@ fn over_tree(
     state: &mut State,
     inode: u32,
     recursive: bool,
-    now: u32,
+    now: Time,
     mut visit: impl FnMut(&mut State, u32) -> Option<Answer>,
 ) -> Outcome {
     let mut counts = [0u64; 3];
     for inode in tree(state, inode, recursive) {
         match visit(state, inode) {
             Some(Answer::Changed) => {
-                state.at_mut(inode).ctime = now;
+                state.set_ctime(inode, now);
                 counts[0] += 1;
             }
             Some(Answer::Unchanged) => counts[1] += 1,
@@ -544,7 +535,7 @@ fn has_class(kind: NodeKind) -> bool {
     matches!(kind, NodeKind::File | NodeKind::Directory | NodeKind::Trash | NodeKind::Sustained)
 }
 
-fn set_class(state: &mut State, inode: Inode, uid: u32, (source, target): (u8, u8), smode: u8, now: u32) -> Applied {
+fn set_class(state: &mut State, inode: Inode, uid: u32, (source, target): (u8, u8), smode: u8, now: Time) -> Applied {
     if !has_class(existing(state, inode)?.kind()) {
         return Err(Status::EPERM);
     }
@@ -581,7 +572,7 @@ pub(crate) fn trash_hours(seconds: u32) -> u16 {
     (seconds.wrapping_add(3599) / 3600) as u16
 }
 
-fn set_trash_time(state: &mut State, inode: Inode, uid: u32, seconds: u32, smode: u8, now: u32) -> Applied {
+fn set_trash_time(state: &mut State, inode: Inode, uid: u32, seconds: u32, smode: u8, now: Time) -> Applied {
     if !has_class(existing(state, inode)?.kind()) {
         return Err(Status::EPERM);
     }
@@ -594,21 +585,22 @@ fn set_trash_time(state: &mut State, inode: Inode, uid: u32, seconds: u32, smode
         if !is_owner(state, inode, uid) || node.has_eattr(eattr::IMMUTABLE) {
             return Some(Answer::Denied);
         }
+        let old = state.trash_hours(&node);
         let wanted = match smode & 3 {
-            0 => node.trash_hours != hours,
-            1 => node.trash_hours < hours,
-            2 => node.trash_hours > hours,
+            0 => old != hours,
+            1 => old < hours,
+            2 => old > hours,
             _ => false,
         };
         if !wanted {
             return Some(Answer::Unchanged);
         }
-        state.at_mut(inode).trash_hours = hours;
+        state.set_trash_hours(inode, hours);
         Some(Answer::Changed)
     }))
 }
 
-fn set_eattr(state: &mut State, inode: Inode, uid: u32, bits: u8, smode: u8, now: u32) -> Applied {
+fn set_eattr(state: &mut State, inode: Inode, uid: u32, bits: u8, smode: u8, now: Time) -> Applied {
     existing(state, inode)?;
     Ok(over_tree(state, inode.0, smode & SMODE_RECURSIVE != 0, now, |state, inode| {
         let node = *state.at(inode);
@@ -633,7 +625,7 @@ fn set_eattr(state: &mut State, inode: Inode, uid: u32, bits: u8, smode: u8, now
     }))
 }
 
-fn archive(state: &mut State, inode: Inode, uid: u32, command: u8, now: u32) -> Applied {
+fn archive(state: &mut State, inode: Inode, uid: u32, command: u8, now: Time) -> Applied {
     existing(state, inode)?;
     let archived = command == 1;
     let mut counts = [0u64; 3];
@@ -652,7 +644,7 @@ fn archive(state: &mut State, inode: Inode, uid: u32, command: u8, now: u32) -> 
             counts[usize::from(!changed)] += 1;
         }
         if !archived {
-            state.at_mut(inode).ctime = now;
+            state.set_ctime(inode, now);
         }
     }
     Ok(Outcome::of(counts))
@@ -660,7 +652,7 @@ fn archive(state: &mut State, inode: Inode, uid: u32, command: u8, now: u32) -> 
 
 // --- extended attributes, ACLs, quotas
 
-fn set_xattr(state: &mut State, inode: Inode, name: &[u8], value: &[u8], mode: u8, now: u32) -> Applied {
+fn set_xattr(state: &mut State, inode: Inode, name: &[u8], value: &[u8], mode: u8, now: Time) -> Applied {
     existing(state, inode)?;
     let exists = state.xattrs.get(&inode.0).is_some_and(|all| all.contains_key(name));
     match mode {
@@ -680,9 +672,8 @@ fn set_xattr(state: &mut State, inode: Inode, name: &[u8], value: &[u8], mode: u
         all.insert(name.to_vec(), value.to_vec());
     }
     let marked = state.xattrs.contains_key(&inode.0);
-    let node = state.at_mut(inode.0);
-    node.set_mark(mark::XATTR, marked);
-    node.ctime = now;
+    state.at_mut(inode.0).set_mark(mark::XATTR, marked);
+    state.set_ctime(inode.0, now);
     DONE
 }
 
@@ -721,7 +712,7 @@ pub(crate) fn put_acl(state: &mut State, inode: u32, kind: u8, acl: Option<Acl>)
     };
 }
 
-fn set_acl(state: &mut State, inode: Inode, kind: u8, acl: Acl, mode: u16, change_ctime: bool, now: u32) -> Applied {
+fn set_acl(state: &mut State, inode: Inode, kind: u8, acl: Acl, mode: u16, change_ctime: bool, now: Time) -> Applied {
     existing(state, inode)?;
     if !matches!(kind, acl::ACCESS | acl::DEFAULT) {
         return Err(Status::EINVAL);
@@ -732,10 +723,9 @@ fn set_acl(state: &mut State, inode: Inode, kind: u8, acl: Acl, mode: u16, chang
     }
     let stored = (kind == acl::DEFAULT || !acl.is_plain()).then_some(acl);
     put_acl(state, inode.0, kind, stored);
-    let node = state.at_mut(inode.0);
-    node.set_mode(mode);
+    state.at_mut(inode.0).set_mode(mode);
     if change_ctime {
-        node.ctime = now;
+        state.set_ctime(inode.0, now);
     }
     DONE
 }
@@ -764,7 +754,7 @@ fn set_path(state: &mut State, inode: Inode, path: &[u8]) -> Applied {
 }
 
 /// Brings a file back to its path; missing directories are made. Spec 32, 32.8 "UNDEL".
-fn undelete(state: &mut State, inode: Inode, now: u32) -> Applied {
+fn undelete(state: &mut State, inode: Inode, now: Time) -> Applied {
     let edge = trash_node(state, inode)?.edge;
     let path = state.name(edge).to_vec();
     let path = path.strip_prefix(b"/").unwrap_or(&path);
@@ -816,7 +806,7 @@ fn undelete(state: &mut State, inode: Inode, now: u32) -> Applied {
 }
 
 /// Removes a trash file for good; true if it is still open and therefore sustained.
-fn purge_node(state: &mut State, inode: u32, now: u32) -> bool {
+fn purge_node(state: &mut State, inode: u32, now: Time) -> bool {
     let is_open = state.is_open(inode);
     if is_open {
         let path = state.name(state.at(inode).edge).to_vec();
@@ -824,30 +814,32 @@ fn purge_node(state: &mut State, inode: u32, now: u32) -> bool {
         state.detach(inode, NodeKind::Sustained, &path);
     } else {
         state.attach(inode);
-        state.remove_node(inode, now);
+        state.remove_node(inode, now.seconds());
     }
     is_open
 }
 
-fn purge(state: &mut State, inode: Inode, now: u32) -> Applied {
+fn purge(state: &mut State, inode: Inode, now: Time) -> Applied {
     trash_node(state, inode)?;
     purge_node(state, inode.0, now);
     DONE
 }
 
-/// Has the trash time of a file passed? Spec 32, 32.9.
-pub(crate) fn trash_expired(node: &Node, now: u32) -> bool {
-    let keep = u64::from(node.trash_hours) * 3600;
-    [node.atime, node.mtime, node.ctime].iter().all(|time| u64::from(*time) + keep < u64::from(now))
+/// Has the trash time of a file passed? In whole seconds. Spec 32, 32.9.
+pub(crate) fn trash_expired(state: &State, inode: u32, now: u32) -> bool {
+    let node = state.at(inode);
+    let keep = u64::from(state.trash_hours(node)) * 3600;
+    let Times { atime, mtime, ctime } = state.times(node);
+    [atime, mtime, ctime].iter().all(|time| u64::from(time.seconds()) + keep < u64::from(now))
 }
 
-fn empty_trash(state: &mut State, bucket: u32, now: u32) -> Applied {
+fn empty_trash(state: &mut State, bucket: u32, now: Time) -> Applied {
     if bucket >= TRASH_BUCKETS {
         return Err(Status::EINVAL);
     }
     let entries: Vec<u32> = state.trash_bucket(bucket).map(|edge| state.edge(edge).child).collect();
     let (mut freed, mut sustained, mut all) = (0, 0, 0);
-    for inode in entries.into_iter().filter(|inode| trash_expired(state.at(*inode), now)).collect::<Vec<_>>() {
+    for inode in entries.into_iter().filter(|inode| trash_expired(state, *inode, now.seconds())).collect::<Vec<_>>() {
         let kept = purge_node(state, inode, now);
         freed += u64::from(!kept);
         sustained += u64::from(kept);
@@ -856,7 +848,7 @@ fn empty_trash(state: &mut State, bucket: u32, now: u32) -> Applied {
     Ok(Outcome::of([freed, sustained, u64::from(all)]))
 }
 
-fn empty_sustained(state: &mut State, bucket: u32, now: u32) -> Applied {
+fn empty_sustained(state: &mut State, bucket: u32, now: Time) -> Applied {
     if bucket >= SUSTAINED_BUCKETS {
         return Err(Status::EINVAL);
     }
@@ -865,7 +857,7 @@ fn empty_sustained(state: &mut State, bucket: u32, now: u32) -> Applied {
     for inode in entries {
         if !state.is_open(inode) {
             state.attach(inode);
-            state.remove_node(inode, now);
+            state.remove_node(inode, now.seconds());
             freed += 1;
             all ^= inode;
         }
@@ -897,7 +889,7 @@ fn free_inodes(state: &mut State, delay_seconds: u32, now: u32) -> Applied {
 // --- file data and chunks
 
 /// A chunk to write into at a slot: the file's own, with a higher version if asked for, or a new one. Spec 41, 4.
-fn grant(state: &mut State, inode: Inode, index: u32, raise_version: bool, now: u32) -> Result<u32, Status> {
+fn grant(state: &mut State, inode: Inode, index: u32, raise_version: bool, now: Time) -> Result<u32, Status> {
     let node = *data_node(state, inode)?;
     if index > CHUNK_INDEX_MAX {
         return Err(Status::INDEXTOOBIG);
@@ -910,7 +902,7 @@ fn grant(state: &mut State, inode: Inode, index: u32, raise_version: bool, now: 
         let version = state.chunks.at(chunk).version.next();
         state.chunks.set_version(chunk, version.0);
     }
-    state.chunks.set_locked_to(chunk, now.saturating_add(WRITE_LOCK_SECONDS));
+    state.chunks.set_locked_to(chunk, now.seconds().saturating_add(WRITE_LOCK_SECONDS));
     Ok(chunk)
 }
 
@@ -918,7 +910,7 @@ fn chunk_outcome(state: &State, chunk: u32) -> Outcome {
     Outcome::of([state.chunks.at(chunk).id.0])
 }
 
-fn write(state: &mut State, inode: Inode, index: u32, raise_version: bool, touch_times: bool, now: u32) -> Applied {
+fn write(state: &mut State, inode: Inode, index: u32, raise_version: bool, touch_times: bool, now: Time) -> Applied {
     let chunk = grant(state, inode, index, raise_version, now)?;
     state.raise_length(inode.0, u64::from(index) * u64::from(CHUNK_BYTES));
     file_changed(state, inode.0, touch_times, now);
@@ -926,15 +918,15 @@ fn write(state: &mut State, inode: Inode, index: u32, raise_version: bool, touch
 }
 
 /// The file is no plain copy of a snapshot any more; perhaps its times change.
-fn file_changed(state: &mut State, inode: u32, touch_times: bool, now: u32) {
+fn file_changed(state: &mut State, inode: u32, touch_times: bool, now: Time) {
     let node = state.at_mut(inode);
     node.set_eattr(node.eattr() & !eattr::SNAPSHOT);
     if touch_times {
-        (node.mtime, node.ctime) = (now, now);
+        state.set_modified(inode, now);
     }
 }
 
-fn set_length(state: &mut State, inode: Inode, length: u64, touch_times: bool, now: u32) -> Applied {
+fn set_length(state: &mut State, inode: Inode, length: u64, touch_times: bool, now: Time) -> Applied {
     data_node(state, inode)?;
     if length > FILE_BYTES_MAX {
         return Err(Status::INDEXTOOBIG);
@@ -958,7 +950,7 @@ fn rollback(state: &mut State, inode: Inode, index: u32, previous: ChunkId, chun
     DONE
 }
 
-fn repair(state: &mut State, inode: Inode, index: u32, version: u32, now: u32) -> Applied {
+fn repair(state: &mut State, inode: Inode, index: u32, version: u32, now: Time) -> Applied {
     let node = *data_node(state, inode)?;
     let chunk = state.chunk_of(&node, index);
     if chunk == 0 {
@@ -969,13 +961,12 @@ fn repair(state: &mut State, inode: Inode, index: u32, version: u32, now: u32) -
     } else {
         state.chunks.set_version(chunk, version);
     }
-    let node = state.at_mut(inode.0);
-    (node.mtime, node.ctime) = (now, now);
+    state.set_modified(inode.0, now);
     DONE
 }
 
 /// Shares the source's chunks `first..=last` behind the end of a file. Spec 32, 32.4.
-fn append(state: &mut State, inode: Inode, source: Inode, (first, last): (u32, u32), now: u32) -> Applied {
+fn append(state: &mut State, inode: Inode, source: Inode, (first, last): (u32, u32), now: Time) -> Applied {
     if inode == source {
         return Err(Status::EINVAL);
     }
@@ -1000,9 +991,9 @@ fn append(state: &mut State, inode: Inode, source: Inode, (first, last): (u32, u
     }
     state.raise_length(inode.0, length);
     file_changed(state, inode.0, false, now);
-    let node = state.at_mut(inode.0);
-    (node.mtime, node.atime) = (now, now);
-    state.at_mut(source.0).atime = now;
+    let ctime = state.times(state.at(inode.0)).ctime;
+    state.set_times(inode.0, &Times { atime: now, mtime: now, ctime });
+    state.set_atime(source.0, now);
     DONE
 }
 

@@ -1,7 +1,7 @@
 //! Attributes of nodes, and extended attributes. Spec 31, 31.3 and 31.5; 32, 32.7.
 
 use wire::limits::XATTR_BYTES_MAX;
-use wire::{Attr, Inode, NodeKind, SessionId, Status};
+use wire::{Attr, Inode, NodeKind, SessionId, Status, Time};
 
 use crate::access::{READ, WRITE, Who};
 use crate::acl::{self, ABSENT, Acl};
@@ -10,6 +10,7 @@ use crate::change::Change;
 use crate::namespace::{Caller, Namespace};
 use crate::node::{Node, eattr, mark};
 use crate::session::{disables, session_flags};
+use crate::times::Times;
 
 /// Bits of `SetAttr::mask`. Spec 31, 31.5.
 pub mod setattr_flags {
@@ -41,8 +42,8 @@ pub struct SetAttr {
     pub mode: u16,
     pub uid: u32,
     pub gid: u32,
-    pub atime: u32,
-    pub mtime: u32,
+    pub atime: Time,
+    pub mtime: Time,
     /// None: the packet has no such field.
     pub winattr: Option<u8>,
     /// `sugid_clear`
@@ -57,11 +58,14 @@ pub mod xattr_mode {
     pub const REMOVE: u8 = 3;
 }
 
+/// "No value" in AMTIME_INODES. Spec 30, 5.3.
+const NO_TIME: Time = Time(0);
+
 /// Entries of an ACL; each takes up to 18 bytes of a journal line, which may have 200000.
 const ACL_ENTRIES_MAX: usize = 8192;
 
-/// Seconds after which relative atime is renewed in any case. Spec 32, 32.9.
-const RELATIVE_ATIME_SECONDS: u32 = 86_400;
+/// After so long relative atime is renewed in any case: a day. Spec 32, 32.9.
+const RELATIVE_ATIME_NANOS: i64 = 86_400 * 1_000_000_000;
 
 impl Namespace {
     /// Would an access succeed? Spec 31, 31.3.
@@ -112,13 +116,14 @@ impl Namespace {
         let (old_uid, old_gid) = self.state.owner(&node);
         let uid = if set.mask & UID != 0 { set.uid } else { old_uid };
         let gid = if set.mask & GID != 0 { set.gid } else { old_gid };
-        let time = |own: u32, explicit: u8, given: u32, now: u8| match set.mask {
+        let time = |own: Time, explicit: u8, given: Time, now: u8| match set.mask {
             mask if mask & now != 0 => who.now,
             mask if mask & explicit != 0 => given,
             _ => own,
         };
-        let atime = time(node.atime, ATIME, set.atime, ATIME_NOW);
-        let mtime = time(node.mtime, MTIME, set.mtime, MTIME_NOW);
+        let own = self.state.times(&node);
+        let atime = time(own.atime, ATIME, set.atime, ATIME_NOW);
+        let mtime = time(own.mtime, MTIME, set.mtime, MTIME_NOW);
         let winattr = if set.mask & WINATTR != 0 { set.winattr.unwrap_or(0) } else { node.winattr() };
         let wanted = self.new_mode(&who, inode, set, gid);
         let (mode, acl_mode) = self.split_mode(inode, &node, wanted, set.mask & MODE != 0);
@@ -207,31 +212,47 @@ impl Namespace {
         }
     }
 
-    /// Entry of AMTIME_INODES: later times that a client saw. 0 = no value. Spec 30, 5.3.
-    pub fn amtime(&mut self, now: u32, session: SessionId, inode: Inode, atime: u32, mtime: u32) {
+    /// Entry of AMTIME_INODES: later times that a client saw, or `NO_TIME`. Spec 30, 5.3.
+    pub fn amtime(
+        &mut self,
+        now: impl Into<Time>,
+        session: SessionId,
+        inode: Inode,
+        atime: impl Into<Time>,
+        mtime: impl Into<Time>,
+    ) {
+        let (now, atime, mtime) = (now.into(), atime.into(), mtime.into());
         let Ok(who) = self.session_itself(session, now) else { return };
         let Ok(inode) = self.resolve(&who, inode, true) else { return };
-        let node = *self.state.at(inode);
-        let new_atime = if atime > node.atime && self.atime_may_become(&node, atime) { atime } else { node.atime };
-        let new_mtime = mtime.max(node.mtime);
-        let new_ctime = if mtime > node.mtime { node.ctime.max(mtime) } else { node.ctime };
-        if (new_atime, new_mtime) != (node.atime, node.mtime) {
-            let change = Change::Times { inode: Inode(inode), atime: new_atime, mtime: new_mtime, ctime: new_ctime };
+        let old = self.state.times(self.state.at(inode));
+        let mut new = old;
+        if atime > old.atime && atime != NO_TIME && self.atime_may_become(inode, atime) {
+            new.atime = atime;
+        }
+        if mtime > old.mtime && mtime != NO_TIME {
+            new.mtime = mtime;
+            new.ctime = old.ctime.max(mtime);
+        }
+        if new != old {
+            let Times { atime, mtime, ctime } = new;
+            let change = Change::Times { inode: Inode(inode), atime, mtime, ctime };
             self.commit(now, &change).expect("the node was looked up");
         }
     }
 
-    /// A directory or symlink was read.
+    /// A directory or symlink was read. Where every read counts, one a second is written down.
     pub(crate) fn touch_atime(&mut self, who: &Who<'_>, inode: u32) -> Result<(), Status> {
-        let node = self.state.at(inode);
-        if node.atime != who.now && self.atime_may_become(node, who.now) {
+        let atime = self.state.times(self.state.at(inode)).atime;
+        let is_news = matches!(self.policy.atime_mode, 2 | 3) || atime.seconds() != who.now.seconds();
+        if is_news && atime != who.now && self.atime_may_become(inode, who.now) {
             self.commit(who.now, &Change::Access { inode: Inode(inode) })?;
         }
         Ok(())
     }
 
     /// Does `ATIME_MODE` allow this atime? Spec 32, 32.9.
-    fn atime_may_become(&self, node: &Node, atime: u32) -> bool {
+    fn atime_may_become(&self, inode: u32, atime: Time) -> bool {
+        let node = self.state.at(inode);
         let (files_only, relative) = match self.policy.atime_mode {
             0 => (false, false),
             1 => (true, false),
@@ -242,9 +263,10 @@ impl Namespace {
         if files_only && !node.has_data() {
             return false;
         }
-        let overdue = |time: u32| node.atime <= time && atime >= time;
-        let old = node.atime.saturating_add(RELATIVE_ATIME_SECONDS) < atime;
-        !relative || overdue(node.ctime) || overdue(node.mtime) || old
+        let old = self.state.times(node);
+        let overdue = |time: Time| old.atime <= time && atime >= time;
+        let is_old = old.atime.0.saturating_add(RELATIVE_ATIME_NANOS) < atime.0;
+        !relative || overdue(old.ctime) || overdue(old.mtime) || is_old
     }
 
     /// Spec 31, 31.6.
@@ -333,7 +355,7 @@ impl Namespace {
 
     /// `kind`: `acl::ACCESS` or `acl::DEFAULT`. Spec 32, 32.7.
     pub fn get_acl(&self, session: SessionId, inode: Inode, kind: u8) -> Result<&Acl, Status> {
-        let who = self.session_itself(session, 0)?;
+        let who = self.session_itself(session, Time(0))?;
         let inode = self.resolve(&who, inode, false)?;
         self.state.acls.get(&(inode, kind)).ok_or(Status::ENOATTR)
     }

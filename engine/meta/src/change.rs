@@ -1,12 +1,13 @@
 //! Every change that the journal knows, declared once: its name, its arguments in order, the number of its results.
 //!
 //! Names, order and spelling are MooseFS's where the operation is the same (Spec 51, 6), so that people and tools can
-//! read the lines. The enum, its formatting and its parsing come from the table below. One difference:
-//! `SETSCLASS` adds 8 to `smode` if the session had the admin flag, since its result depends on that.
+//! read the lines. The enum, its formatting and its parsing come from the table below. Two differences: `SETSCLASS`
+//! adds 8 to `smode` if the session had the admin flag, since its result depends on that; times of nodes may have a
+//! fraction and a sign.
 
 use std::borrow::Cow;
 
-use wire::{ChunkId, Inode, Ip4, SessionId, Version};
+use wire::{ChunkId, Inode, Ip4, SessionId, Time, Version};
 
 /// Bytes of a name, path, value or text; escaped in the line. Spec 51, 2.
 pub type Bytes<'a> = Cow<'a, [u8]>;
@@ -85,9 +86,10 @@ changes! {
     Move "MOVE" (source_parent: Inode, source_name: Bytes<'a>, target_parent: Inode, target_name: Bytes<'a>) 1
     /// atime := the line's time.
     Access "ACCESS" (inode: Inode) 0
-    Times "AMTIME" (inode: Inode, atime: u32, mtime: u32, ctime: u32) 0
+    Times "AMTIME" (inode: Inode, atime: Time, mtime: Time, ctime: Time) 0
     /// `acl_mode`: 0 without access ACL, else 4096 + (user << 6 | mask << 3 | other).
-    Attributes "ATTR" (inode: Inode, mode: u16, uid: u32, gid: u32, atime: u32, mtime: u32, winattr: u8, acl_mode: u16) 0
+    Attributes "ATTR" (inode: Inode, mode: u16, uid: u32, gid: u32, atime: Time, mtime: Time, winattr: u8,
+        acl_mode: u16) 0
     SetClass "SETSCLASS" (inode: Inode, uid: u32, source: u8, target: u8, smode: u8) 3
     SetTrashTime "SETTRASHTIME" (inode: Inode, uid: u32, seconds: u32, smode: u8) 3
     SetEattr "SETEATTR" (inode: Inode, uid: u32, eattr: u8, smode: u8) 3
@@ -257,6 +259,24 @@ macro_rules! ids {
     )* };
 }
 ids!(Inode ChunkId Version SessionId Ip4);
+
+impl<'a> Argument<'a> for Time {
+    fn put(&self, out: &mut Vec<u8>) {
+        put_time(*self, out);
+    }
+    fn take(input: &mut Arguments<'a>) -> Option<Self> {
+        time(input.word()?)
+    }
+    #[cfg(test)]
+    fn sample(seed: &mut dyn FnMut() -> u64) -> Self {
+        let time = (seed() >> (seed() % 64)).cast_signed();
+        match seed() % 3 {
+            0 => Time(time),
+            1 => Time(time.wrapping_neg()),
+            _ => Time::from(time as u32),
+        }
+    }
+}
 
 impl<'a> Argument<'a> for Bytes<'a> {
     fn put(&self, out: &mut Vec<u8>) {
@@ -461,6 +481,49 @@ pub(crate) fn number(text: &[u8]) -> Option<u64> {
         let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
         sum.checked_mul(10)?.checked_add(digit)
     })
+}
+
+const NANOS_PER_SECOND: u64 = 1_000_000_000;
+const FRACTION_DIGITS: usize = 9;
+
+/// A time as it displays: seconds, with nine digits of their fraction unless they are whole. Whole ones look as
+/// MooseFS's.
+pub(crate) fn put_time(time: Time, out: &mut Vec<u8>) {
+    let nanos = time.0.unsigned_abs();
+    if time.0 < 0 {
+        out.push(b'-');
+    }
+    put_number(nanos / NANOS_PER_SECOND, out);
+    let mut rest = nanos % NANOS_PER_SECOND;
+    if rest != 0 {
+        let mut fraction = *b".000000000";
+        for digit in fraction[1..].iter_mut().rev() {
+            *digit = b'0' + (rest % 10) as u8;
+            rest /= 10;
+        }
+        out.extend_from_slice(&fraction);
+    }
+}
+
+/// Reads what `put_time` writes.
+pub(crate) fn time(text: &[u8]) -> Option<Time> {
+    let (is_negative, digits) = match text {
+        [b'-', digits @ ..] => (true, digits),
+        digits => (false, digits),
+    };
+    let point = digits.iter().position(|byte| *byte == b'.').unwrap_or(digits.len());
+    let (seconds, fraction) = digits.split_at(point);
+    let mut nanos = number(seconds)?.checked_mul(NANOS_PER_SECOND)?;
+    if let [b'.', fraction @ ..] = fraction {
+        if fraction.len() != FRACTION_DIGITS || !fraction.iter().all(u8::is_ascii_digit) {
+            return None;
+        }
+        nanos = nanos.checked_add(fraction.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0')))?;
+    }
+    match is_negative {
+        true => 0i64.checked_sub_unsigned(nanos).map(Time),
+        false => i64::try_from(nanos).ok().map(Time),
+    }
 }
 
 fn numbers_between_commas(text: &[u8]) -> Option<Vec<u32>> {

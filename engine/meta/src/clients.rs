@@ -1,6 +1,6 @@
 //! Sessions of clients and what they hold open. Spec 30, 4.5 and 5.2.
 
-use wire::{Inode, SessionId, Status};
+use wire::{Inode, SessionId, Status, Time};
 
 use crate::apply::borrowed;
 use crate::change::{Change, Checksum, Disables, Umask};
@@ -9,7 +9,8 @@ use crate::session::{Session, SessionParams};
 
 impl Namespace {
     /// A new session. Spec 30, 3.2.
-    pub fn session_add(&mut self, now: u32, params: SessionParams) -> SessionId {
+    pub fn session_add(&mut self, now: impl Into<Time>, params: SessionParams) -> SessionId {
+        let now = now.into();
         let change = Change::SessionAdd {
             checksum: Checksum(params.exports_checksum),
             root: params.root,
@@ -32,7 +33,13 @@ impl Namespace {
     }
 
     /// Gives a session new parameters; it keeps its id and open files. Errors: `BADSESSIONID`.
-    pub fn session_change(&mut self, now: u32, session: SessionId, params: SessionParams) -> Result<(), Status> {
+    pub fn session_change(
+        &mut self,
+        now: impl Into<Time>,
+        session: SessionId,
+        params: SessionParams,
+    ) -> Result<(), Status> {
+        let now = now.into();
         let change = Change::SessionChange {
             session,
             checksum: Checksum(params.exports_checksum),
@@ -55,7 +62,8 @@ impl Namespace {
     }
 
     /// A client came back to its session. Errors: `BADSESSIONID`.
-    pub fn session_connected(&mut self, now: u32, session: SessionId) -> Result<(), Status> {
+    pub fn session_connected(&mut self, now: impl Into<Time>, session: SessionId) -> Result<(), Status> {
+        let now = now.into();
         let known = self.state.sessions.get(&session).ok_or(Status::BADSESSIONID)?;
         if known.disconnected != 0 {
             self.commit(now, &Change::SessionConnect { session })?;
@@ -64,12 +72,14 @@ impl Namespace {
     }
 
     /// The last connection of a session went. Errors: `BADSESSIONID`.
-    pub fn session_disconnected(&mut self, now: u32, session: SessionId) -> Result<(), Status> {
+    pub fn session_disconnected(&mut self, now: impl Into<Time>, session: SessionId) -> Result<(), Status> {
+        let now = now.into();
         self.commit(now, &Change::SessionDisconnect { session }).map(drop)
     }
 
     /// Ends a session: its files are closed, its locks dropped. Errors: `BADSESSIONID`.
-    pub fn session_remove(&mut self, now: u32, session: SessionId) -> Result<(), Status> {
+    pub fn session_remove(&mut self, now: impl Into<Time>, session: SessionId) -> Result<(), Status> {
+        let now = now.into();
         let open: Vec<u32> = self.state.open_files(session).collect();
         self.commit(now, &Change::SessionDelete { session })?;
         for inode in open {
@@ -96,7 +106,8 @@ impl Namespace {
     }
 
     /// The complete list of what a client wants kept: the rest is closed, what is new is open. Spec 30, 5.2.
-    pub fn sustained_inodes(&mut self, now: u32, session: SessionId, list: &[Inode]) {
+    pub fn sustained_inodes(&mut self, now: impl Into<Time>, session: SessionId, list: &[Inode]) {
+        let now = now.into();
         if !self.state.sessions.contains_key(&session) {
             return;
         }
@@ -114,14 +125,14 @@ impl Namespace {
     }
 
     /// Notes that a session has a file open.
-    pub(crate) fn acquire(&mut self, now: u32, session: SessionId, inode: u32) -> Result<(), Status> {
+    pub(crate) fn acquire(&mut self, now: Time, session: SessionId, inode: u32) -> Result<(), Status> {
         if !self.state.is_open_by(session, inode) {
             self.commit(now, &Change::Acquire { session, inode: Inode(inode) })?;
         }
         Ok(())
     }
 
-    fn release(&mut self, now: u32, session: SessionId, inode: u32) {
+    fn release(&mut self, now: Time, session: SessionId, inode: u32) {
         self.commit(now, &Change::Release { session, inode: Inode(inode) }).expect("it is open");
         self.locks_released(now, session, inode);
     }

@@ -4,7 +4,7 @@
 //! what shall be written down (`grant_write`).
 
 use wire::limits::{CHUNK_BYTES, CHUNK_INDEX_MAX, FILE_BYTES_MAX};
-use wire::{Attr, ChunkId, Inode, NodeKind, SessionId, Status, Version, VersionWord};
+use wire::{Attr, ChunkId, Inode, NodeKind, SessionId, Status, Time, Version, VersionWord};
 
 use crate::access::{READ, WRITE, Who};
 use crate::apply::WRITE_LOCK_SECONDS;
@@ -171,7 +171,7 @@ impl Namespace {
 
     /// What a read of this slot meets. Errors: `EPERM`, `ENOENT`, `INDEXTOOBIG`. Spec 31, 31.8.
     pub fn check_read(&self, session: SessionId, inode: Inode, index: u32) -> Result<Slot, Status> {
-        let who = self.session_itself(session, 0)?;
+        let who = self.session_itself(session, Time(0))?;
         who.must_not_be_disabled(disables::READ)?;
         let inode = self.data_inode(&who, inode)?;
         if index > CHUNK_INDEX_MAX {
@@ -190,7 +190,7 @@ impl Namespace {
         inode: Inode,
         index: u32,
     ) -> Result<WriteTarget, Status> {
-        let who = self.session_itself(session, 0)?;
+        let who = self.session_itself(session, Time(0))?;
         self.may_write(&who, version)?;
         let inode = self.data_inode(&who, inode)?;
         let node = self.state.at(inode);
@@ -211,7 +211,7 @@ impl Namespace {
 
     /// The first tests of WRITE_CHUNK and WRITE_CHUNK_END: `EPERM` (disabled), `EROFS` (old clients: `IO`).
     pub fn check_may_write(&self, session: SessionId, version: VersionWord) -> Result<(), Status> {
-        self.may_write(&self.session_itself(session, 0)?, version)
+        self.may_write(&self.session_itself(session, Time(0))?, version)
     }
 
     fn may_write(&self, who: &Who<'_>, version: VersionWord) -> Result<(), Status> {
@@ -240,22 +240,24 @@ impl Namespace {
     /// 3.0.74).
     pub fn grant_write(
         &mut self,
-        now: u32,
+        now: impl Into<Time>,
         inode: Inode,
         index: u32,
         raise_version: bool,
         touch_times: bool,
     ) -> Result<Grant, Status> {
+        let now = now.into();
         let (raise_version, touch_times) = (u8::from(raise_version), u8::from(touch_times));
         self.grant(now, inode, index, &Change::Write { inode, index, raise_version, touch_times })
     }
 
     /// Writes down that the chunk that holds a file's new end is being cut. Spec 41, 4.4.
-    pub fn grant_truncate(&mut self, now: u32, inode: Inode, index: u32) -> Result<Grant, Status> {
+    pub fn grant_truncate(&mut self, now: impl Into<Time>, inode: Inode, index: u32) -> Result<Grant, Status> {
+        let now = now.into();
         self.grant(now, inode, index, &Change::Truncate { inode, index })
     }
 
-    fn grant(&mut self, now: u32, inode: Inode, index: u32, change: &Change<'_>) -> Result<Grant, Status> {
+    fn grant(&mut self, now: Time, inode: Inode, index: u32, change: &Change<'_>) -> Result<Grant, Status> {
         let node = self.state.node(inode.0).ok_or(Status::ENOENT)?;
         if !node.has_data() {
             return Err(Status::EPERM);
@@ -264,7 +266,7 @@ impl Namespace {
         self.commit(now, change)?;
         let node = self.state.at(inode.0);
         let chunk = self.state.chunks.at(self.state.chunk_of(node, index));
-        let locked_to = now.saturating_add(WRITE_LOCK_SECONDS);
+        let locked_to = now.seconds().saturating_add(WRITE_LOCK_SECONDS);
         Ok(Grant { chunk: chunk.id, version: chunk.version, previous, length: node.length(), locked_to })
     }
 
@@ -275,12 +277,13 @@ impl Namespace {
         &mut self,
         session: SessionId,
         version: VersionWord,
-        now: u32,
+        now: impl Into<Time>,
         inode: Inode,
         chunk: ChunkId,
         length: u64,
         touch_times: bool,
     ) -> Result<Option<u64>, Status> {
+        let now = now.into();
         let who = self.session_itself(session, now)?;
         self.may_write(&who, version)?;
         let mut now_length = None;
@@ -299,7 +302,7 @@ impl Namespace {
     }
 
     /// Raises the length of a file, quotas permitting.
-    fn raise(&mut self, now: u32, inode: u32, length: u64, touch_times: bool) -> Result<(), Status> {
+    fn raise(&mut self, now: Time, inode: u32, length: u64, touch_times: bool) -> Result<(), Status> {
         if length > FILE_BYTES_MAX {
             return Err(Status::INDEXTOOBIG);
         }
@@ -430,46 +433,59 @@ impl Namespace {
     /// Undoes a grant whose chunk operation failed: the slot gets back what it held, the chunk is unlocked.
     pub fn rollback(
         &mut self,
-        now: u32,
+        now: impl Into<Time>,
         inode: Inode,
         index: u32,
         previous: Option<ChunkId>,
         chunk: ChunkId,
     ) -> Result<(), Status> {
+        let now = now.into();
         let previous = previous.unwrap_or(ChunkId(0));
         self.commit(now, &Change::Rollback { inode, index, previous, chunk }).map(drop)
     }
 
     /// Errors: `NOCHUNK`.
-    pub fn unlock(&mut self, now: u32, chunk: ChunkId) -> Result<(), Status> {
+    pub fn unlock(&mut self, now: impl Into<Time>, chunk: ChunkId) -> Result<(), Status> {
+        let now = now.into();
         self.commit(now, &Change::Unlock { chunk }).map(drop)
     }
 
     /// Errors: `NOCHUNK`.
-    pub fn set_chunk_version(&mut self, now: u32, chunk: ChunkId, version: Version) -> Result<(), Status> {
+    pub fn set_chunk_version(&mut self, now: impl Into<Time>, chunk: ChunkId, version: Version) -> Result<(), Status> {
+        let now = now.into();
         self.commit(now, &Change::SetVersion { chunk, version }).map(drop)
     }
 
     /// A chunk that a server reported and nobody knows. Spec 41, 4.5 "CHUNKADD".
-    pub fn chunk_add(&mut self, now: u32, chunk: ChunkId, version: Version, locked_to: u32) -> Result<(), Status> {
+    pub fn chunk_add(
+        &mut self,
+        now: impl Into<Time>,
+        chunk: ChunkId,
+        version: Version,
+        locked_to: u32,
+    ) -> Result<(), Status> {
+        let now = now.into();
         self.commit(now, &Change::ChunkAdd { chunk, version, locked_to }).map(drop)
     }
 
     /// Ids below `next` are never given to new chunks: servers may hold some that nobody knows. Errors: `EINVAL` if the
     /// next id is higher already.
-    pub fn raise_next_chunk_id(&mut self, now: u32, next: ChunkId) -> Result<(), Status> {
+    pub fn raise_next_chunk_id(&mut self, now: impl Into<Time>, next: ChunkId) -> Result<(), Status> {
+        let now = now.into();
         self.commit(now, &Change::NextChunkId { next }).map(drop)
     }
 
     /// Forgets a chunk. Errors: `NOCHUNK`, `WRONGVERSION`, `ACTIVE` (a file holds it), `LOCKED`. Spec 41, 13.
-    pub fn chunk_delete(&mut self, now: u32, chunk: ChunkId, version: Version) -> Result<(), Status> {
+    pub fn chunk_delete(&mut self, now: impl Into<Time>, chunk: ChunkId, version: Version) -> Result<(), Status> {
+        let now = now.into();
         self.commit(now, &Change::ChunkDelete { chunk, version })?;
         self.state.chunks.forget_last_deleted();
         Ok(())
     }
 
     /// Empties a slot whose chunk is lost. Spec 41, 12 "SETFILECHUNK".
-    pub fn clear_file_chunk(&mut self, now: u32, inode: Inode, index: u32) -> Result<(), Status> {
+    pub fn clear_file_chunk(&mut self, now: impl Into<Time>, inode: Inode, index: u32) -> Result<(), Status> {
+        let now = now.into();
         self.commit(now, &Change::SetFileChunk { inode, index, chunk: ChunkId(0) }).map(drop)
     }
 
@@ -487,7 +503,14 @@ impl Namespace {
     }
 
     /// Makes a version that servers have the chunk's version, or (0) empties the slot. Spec 41, 12.
-    pub fn repair_slot(&mut self, now: u32, inode: Inode, index: u32, version: Version) -> Result<(), Status> {
+    pub fn repair_slot(
+        &mut self,
+        now: impl Into<Time>,
+        inode: Inode,
+        index: u32,
+        version: Version,
+    ) -> Result<(), Status> {
+        let now = now.into();
         self.commit(now, &Change::Repair { inode, index, version }).map(drop)
     }
 
@@ -503,7 +526,7 @@ impl Namespace {
     /// A file as a session names it, with its length and number of slots, for CHECK and NODE_INFO. Errors: `ENOENT`,
     /// `EPERM`.
     pub fn file(&self, session: SessionId, inode: Inode) -> Result<(Inode, u64, u32), Status> {
-        let who = self.session_itself(session, 0)?;
+        let who = self.session_itself(session, Time(0))?;
         let inode = self.resolve(&who, inode, false)?;
         let node = self.state.at(inode);
         if !node.has_data() {

@@ -13,7 +13,7 @@
 
 use std::fmt;
 
-use wire::{ChunkId, Field, Inode, Input, Ip4, MetaId, NodeKind, SessionId, WireError};
+use wire::{ChunkId, Field, Inode, Input, Ip4, MetaId, NodeKind, SessionId, Time, WireError};
 
 use crate::acl::{self, Acl};
 use crate::apply::{name_is_legal, put_acl};
@@ -22,13 +22,17 @@ use crate::index::{Filling, Twice, hash};
 use crate::locks::{LockKind, LockOwner, RangeLock};
 use crate::namespace::{Namespace, Policy, Snapshot};
 use crate::node::{Edge, Node, mark};
+use crate::owners::Ownership;
 use crate::quota::{Limits, Quota};
 use crate::session::{Session, SessionParams};
 use crate::state::{ROOT, ServerEntry, State};
+use crate::times::Times;
 
 const MAGIC: &[u8; 8] = b"MOORMETA";
 /// Layout of the records below. A change of it makes a new number; old ones stay readable.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// The first layout: times of nodes are whole seconds in 32 bits.
+const FORMAT_SECONDS: u32 = 1;
 const HEADER_BYTES: usize = 40;
 pub(crate) const FRAME_HEAD_BYTES: usize = 12;
 /// A frame is closed when its payload has reached this size.
@@ -202,7 +206,7 @@ pub fn write<E>(
     sink(&header.encode())?;
     let mut digest = Digester::default();
     let mut frames = Frames { sink, section: Section::Counters, payload: Vec::new(), result: Ok(()) };
-    put_state(state, &mut |section, record| {
+    put_state(state, FORMAT, &mut |section, record| {
         digest.add(section, record);
         frames.add(section, record);
     });
@@ -238,6 +242,11 @@ impl ImageHeader {
 
     /// Errors: `NotAnImage`, `Format`, `Header`, `Truncated`.
     pub fn decode(bytes: &[u8]) -> Result<ImageHeader, ImageError> {
+        ImageHeader::decode_with_format(bytes).map(|(header, _)| header)
+    }
+
+    /// Also the layout of the records.
+    fn decode_with_format(bytes: &[u8]) -> Result<(ImageHeader, u32), ImageError> {
         if !bytes.starts_with(&MAGIC[..bytes.len().min(MAGIC.len())]) {
             return Err(ImageError::NotAnImage);
         }
@@ -259,10 +268,10 @@ impl ImageHeader {
         if sum != crc32c::crc32c(&bytes[..HEADER_BYTES - 4]) {
             return Err(ImageError::Header);
         }
-        if format != FORMAT {
+        if !(FORMAT_SECONDS..=FORMAT).contains(&format) {
             return Err(ImageError::Format(format));
         }
-        Ok(header)
+        Ok((header, format))
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -307,8 +316,13 @@ pub(crate) fn whole_frame(
 }
 
 fn digest(state: &State) -> Digest {
+    digest_of_format(state, FORMAT)
+}
+
+/// The digest that an image of this format says of the state.
+fn digest_of_format(state: &State, format: u32) -> Digest {
     let mut digest = Digester::default();
-    put_state(state, &mut |section, record| digest.add(section, record));
+    put_state(state, format, &mut |section, record| digest.add(section, record));
     Digest(digest.sum)
 }
 
@@ -364,7 +378,7 @@ impl<E> Frames<'_, E> {
 
 // --- records, as they are written
 
-fn put_state(state: &State, emit: &mut dyn FnMut(Section, &[u8])) {
+fn put_state(state: &State, format: u32, emit: &mut dyn FnMut(Section, &[u8])) {
     let mut record = Vec::new();
     let mut put = |section: Section, fill: &mut dyn FnMut(&mut Vec<u8>)| {
         record.clear();
@@ -395,7 +409,7 @@ fn put_state(state: &State, emit: &mut dyn FnMut(Section, &[u8])) {
         });
     }
     for inode in state.inodes() {
-        put(Section::Nodes, &mut |out| put_node(state, inode, out));
+        put(Section::Nodes, &mut |out| put_node(state, inode, format, out));
     }
     for inode in state.inodes() {
         let node = state.at(inode);
@@ -490,16 +504,22 @@ fn put_class(id: u8, class: &StorageClass, out: &mut Vec<u8>) {
     }
 }
 
-fn put_node(state: &State, inode: u32, out: &mut Vec<u8>) {
+fn put_node(state: &State, inode: u32, format: u32, out: &mut Vec<u8>) {
     let node = state.at(inode);
     let (uid, gid) = state.owner(node);
     inode.put(out);
     node.kind().put(out);
     node.mode().put(out);
     out.extend([node.eattr(), node.winattr(), node.class]);
-    node.trash_hours.put(out);
-    for word in [uid, gid, node.atime, node.mtime, node.ctime] {
-        word.put(out);
+    state.trash_hours(node).put(out);
+    uid.put(out);
+    gid.put(out);
+    let Times { atime, mtime, ctime } = state.times(node);
+    for time in [atime, mtime, ctime] {
+        match format {
+            FORMAT_SECONDS => time.seconds().put(out),
+            _ => time.put(out),
+        }
     }
     match node.kind() {
         NodeKind::File | NodeKind::Trash | NodeKind::Sustained => {
@@ -592,6 +612,8 @@ fn put_bytes(bytes: &[u8], out: &mut Vec<u8>) {
 pub struct Loader {
     state: State,
     header: Option<ImageHeader>,
+    /// Layout of the records.
+    format: u32,
     /// Bytes that are not a whole frame yet.
     rest: Vec<u8>,
     /// Place of `rest` in the file.
@@ -636,6 +658,7 @@ impl Loader {
         Loader {
             state: State::empty(),
             header: None,
+            format: FORMAT,
             rest: Vec::new(),
             offset: 0,
             section: None,
@@ -706,7 +729,7 @@ impl Loader {
             return Err(malformed("a directory is not below the root"));
         }
         let written = Digest(sum);
-        let computed = digest(&self.state);
+        let computed = digest_of_format(&self.state, self.format);
         if written != computed {
             return Err(ImageError::Digest { written, computed });
         }
@@ -720,7 +743,8 @@ impl Loader {
             if bytes.len() < HEADER_BYTES {
                 return Ok(0);
             }
-            self.header = Some(ImageHeader::decode(bytes)?);
+            let (header, format) = ImageHeader::decode_with_format(bytes)?;
+            (self.header, self.format) = (Some(header), format);
             used = HEADER_BYTES;
             self.offset = HEADER_BYTES as u64;
         }
@@ -901,7 +925,7 @@ impl Loader {
     }
 
     fn take_node(&mut self, input: &mut Input<'_>) -> Result<(), Broken> {
-        let state = &mut self.state;
+        let (state, format) = (&mut self.state, self.format);
         let inode = u32::take(input)?;
         let kind = NodeKind::take(input)?;
         let mode = u16::take(input)?;
@@ -912,16 +936,19 @@ impl Loader {
         node.set_eattr(eattr);
         node.set_winattr(winattr);
         node.class = class;
-        node.trash_hours = u16::take(input)?;
-        let (uid, gid) = (u32::take(input)?, u32::take(input)?);
-        node.owner = state.owner_handle(uid, gid);
-        (node.atime, node.mtime, node.ctime) = (u32::take(input)?, u32::take(input)?, u32::take(input)?);
+        let trash_hours = u16::take(input)?;
+        let ownership = Ownership { uid: u32::take(input)?, gid: u32::take(input)?, trash_hours };
+        let mut time = || match format {
+            FORMAT_SECONDS => u32::take(input).map(Time::from),
+            _ => Time::take(input),
+        };
+        let times = Times { atime: time()?, mtime: time()?, ctime: time()? };
         match kind {
             NodeKind::File | NodeKind::Trash | NodeKind::Sustained => {
                 let (length, chunk) = (u64::take(input)?, ChunkId::take(input)?);
                 must(length <= wire::limits::FILE_BYTES_MAX, "a file is too long")?;
                 node.set_length(length);
-                state.insert_node(inode, node);
+                state.insert_node(inode, node, ownership, &times);
                 if chunk.0 != 0 {
                     let slot = state.chunks.find_after(self.last_chunk, chunk.0).ok_or(UNKNOWN_CHUNK)?;
                     self.last_chunk = slot;
@@ -932,14 +959,16 @@ impl Loader {
                 let target = take_bytes(input)?;
                 let fits = (1..=wire::limits::SYMLINK_BYTES_MAX).contains(&target.len());
                 must(fits, "a symlink has an illegal target")?;
-                state.insert_node(inode, node);
+                state.insert_node(inode, node, ownership, &times);
                 state.set_target(inode, &target);
             }
             NodeKind::BlockDevice | NodeKind::CharDevice => {
                 node.set_rdev(u32::take(input)?);
-                state.insert_node(inode, node);
+                state.insert_node(inode, node, ownership, &times);
             }
-            NodeKind::Directory | NodeKind::Fifo | NodeKind::Socket => state.insert_node(inode, node),
+            NodeKind::Directory | NodeKind::Fifo | NodeKind::Socket => {
+                state.insert_node(inode, node, ownership, &times)
+            }
         }
         Ok(())
     }

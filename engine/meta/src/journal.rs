@@ -2,18 +2,22 @@
 //!
 //! ```text
 //! <version>: <timestamp>|<OPERATION>(<argument>,...,#<crc>)[:<result>,...]\n
-//! 16: 1795243403|WRITE(4,0,1,0,#6B0E5F7A):1
+//! 16: 1795243403.028000115|WRITE(4,0,1,0,#6B0E5F7A):1
 //! 17: 1795243403|IDLE(#00C0FFEE)
 //! ```
 //!
-//! `version` is the version of the metadata before the change. `crc` is the CRC-32C, as eight upper-case hex digits,
+//! `version` is the version of the metadata before the change. `timestamp` is the time of the change in seconds, with
+//! nine digits of their fraction behind a point unless it is a whole second: programs before that wrote whole seconds,
+//! and their lines mean what they meant. `crc` is the CRC-32C, as eight upper-case hex digits,
 //! of the line without newline and without the checksum itself (`,#6B0E5F7A` or `#00C0FFEE`). What the change
 //! produced stands behind the colon; replay computes it again and compares.
 
 use std::fmt;
 use std::ops::Range;
 
-use crate::change::{Change, hex, number, put_hex, put_number};
+use wire::Time;
+
+use crate::change::{Change, hex, number, put_hex, put_number, put_time, time};
 
 /// Results of a change, at most six numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,8 +53,8 @@ impl Outcome {
 pub struct Entry<'a> {
     /// Version of the metadata before the change.
     pub version: u64,
-    /// Unix seconds.
-    pub timestamp: u32,
+    /// When the change was made: the time that replay uses.
+    pub timestamp: Time,
     pub change: Change<'a>,
     pub outcome: Outcome,
 }
@@ -86,11 +90,11 @@ impl fmt::Display for JournalError {
 impl std::error::Error for JournalError {}
 
 /// Appends the line of a change, newline included.
-pub fn format(version: u64, timestamp: u32, change: &Change<'_>, outcome: &Outcome, out: &mut Vec<u8>) {
+pub fn format(version: u64, timestamp: Time, change: &Change<'_>, outcome: &Outcome, out: &mut Vec<u8>) {
     let start = out.len();
     put_number(version, out);
     out.extend_from_slice(b": ");
-    put_number(u64::from(timestamp), out);
+    put_time(timestamp, out);
     out.push(b'|');
     out.extend_from_slice(change.name().as_bytes());
     out.push(b'(');
@@ -157,7 +161,7 @@ fn parse_sound<'a>(before: &'a [u8], results: &[u8]) -> Option<Entry<'a>> {
     if outcome.values().len() != change.results() {
         return None;
     }
-    Some(Entry { version: number(version)?, timestamp: u32::try_from(number(timestamp)?).ok()?, change, outcome })
+    Some(Entry { version: number(version)?, timestamp: time(timestamp)?, change, outcome })
 }
 
 fn split_once(text: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
@@ -327,9 +331,11 @@ mod tests {
     use super::*;
     use crate::random::Random;
 
+    const NOW: Time = Time(1_795_243_403_028_000_115);
+
     fn line(version: u64, change: &Change<'_>, outcome: &Outcome) -> Vec<u8> {
         let mut out = Vec::new();
-        format(version, 1_795_243_403, change, outcome, &mut out);
+        format(version, NOW, change, outcome, &mut out);
         out
     }
 
@@ -354,7 +360,7 @@ mod tests {
             let text = text.strip_suffix(b"\n").unwrap();
             assert!(!text.contains(&b'\n'));
             let entry = parse(text).unwrap_or_else(|e| panic!("{e}: {}", text.escape_ascii()));
-            assert_eq!((entry.version, entry.timestamp), (at as u64, 1_795_243_403));
+            assert_eq!((entry.version, entry.timestamp), (at as u64, NOW));
             assert_eq!((&entry.change, &entry.outcome), (change, outcome));
         }
     }
@@ -368,10 +374,10 @@ mod tests {
             assert_eq!(without_sum, expected);
         };
         let write = Change::Write { inode: wire::Inode(4), index: 0, raise_version: 1, touch_times: 0 };
-        check(write, Outcome::of([1]), "16: 1795243403|WRITE(4,0,1,0):1\n");
-        check(Change::Idle {}, Outcome::NONE, "16: 1795243403|IDLE()\n");
+        check(write, Outcome::of([1]), "16: 1795243403.028000115|WRITE(4,0,1,0):1\n");
+        check(Change::Idle {}, Outcome::NONE, "16: 1795243403.028000115|IDLE()\n");
         let class = Change::SetClass { inode: wire::Inode(4), uid: 0, source: 3, target: 3, smode: 1 };
-        check(class, Outcome::of([1, 0, 0]), "16: 1795243403|SETSCLASS(4,0,3,3,1):1,0,0\n");
+        check(class, Outcome::of([1, 0, 0]), "16: 1795243403.028000115|SETSCLASS(4,0,3,3,1):1,0,0\n");
         let session = Change::SessionAdd {
             checksum: crate::change::Checksum(18_432_386_147_808_961_246),
             root: wire::Inode(1),
@@ -392,7 +398,7 @@ mod tests {
         check(
             session,
             Outcome::of([1]),
-            "16: 1795243403|SESADD(#18432386147808961246,1,8,0000,0,0,999,999,1,9,0,4294967295,0x00000000,2130706433,\
+            "16: 1795243403.028000115|SESADD(#18432386147808961246,1,8,0000,0,0,999,999,1,9,0,4294967295,0x00000000,2130706433,\
              /mnt/x):1\n",
         );
         let snapshot = Change::Snapshot {
@@ -408,7 +414,7 @@ mod tests {
         check(
             snapshot,
             Outcome::of([15, 0, 0, 0, 0, 7]),
-            "16: 1795243403|SNAPSHOT(2,1,d%2C2,0,72,0,[0,7],18):15,0,0,0,0,7\n",
+            "16: 1795243403.028000115|SNAPSHOT(2,1,d%2C2,0,72,0,[0,7],18):15,0,0,0,0,7\n",
         );
     }
 
@@ -439,7 +445,7 @@ mod tests {
         let mut bytes = Vec::new();
         let mut ends = vec![0];
         for (at, (change, outcome)) in samples().iter().step_by(20).enumerate() {
-            format(at as u64 + 5, 77, change, outcome, &mut bytes);
+            format(at as u64 + 5, Time(77), change, outcome, &mut bytes);
             ends.push(bytes.len());
         }
         for cut in 0..=bytes.len() {
@@ -456,7 +462,7 @@ mod tests {
         let mut bytes = Vec::new();
         let mut ends = Vec::new();
         for version in 1..=300 {
-            format(version, 9, &Change::Idle {}, &Outcome::NONE, &mut bytes);
+            format(version, Time(9), &Change::Idle {}, &Outcome::NONE, &mut bytes);
             ends.push(bytes.len());
         }
         let whole = bytes.len();
@@ -474,7 +480,7 @@ mod tests {
         // So far from the end that no write reaches over it, a hole is damage: lines behind it were acknowledged.
         let mut long = Vec::new();
         for version in 1..=5000 {
-            format(version, 9, &Change::Idle {}, &Outcome::NONE, &mut long);
+            format(version, Time(9), &Change::Idle {}, &Outcome::NONE, &mut long);
         }
         long[4096..8192].fill(0);
         assert!(matches!(survey(&long).end, SurveyEnd::Damaged(_)));
@@ -484,7 +490,7 @@ mod tests {
     fn a_damaged_line_in_the_middle_is_no_torn_end_and_a_missing_one_is_a_gap() {
         let mut bytes = Vec::new();
         for version in 1..=3 {
-            format(version, 9, &Change::Idle {}, &Outcome::NONE, &mut bytes);
+            format(version, Time(9), &Change::Idle {}, &Outcome::NONE, &mut bytes);
         }
         let length = bytes.len() / 3;
         let gap = [&bytes[..length], &bytes[2 * length..]].concat();

@@ -6,7 +6,7 @@
 //!
 //! | to find | look in |
 //! |---|---|
-//! | records and their sizes | `node`, `chunk_table` |
+//! | records and their sizes | `node`, `owners`, `times`, `chunk_table` |
 //! | tables, names, hash index | `arena`, `names`, `index` |
 //! | the tables together, kept consistent | `state` |
 //! | each change and what it does | `change`, `apply`, `snapshot` |
@@ -39,6 +39,7 @@ pub mod locks;
 mod names;
 mod namespace;
 pub mod node;
+mod owners;
 pub mod quota;
 #[cfg(test)]
 mod random;
@@ -49,6 +50,7 @@ mod state;
 pub mod stock;
 #[cfg(test)]
 mod tests;
+mod times;
 mod totals;
 mod trash;
 mod trees;

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use wire::{Inode, SessionId, Status};
+use wire::{Inode, SessionId, Status, Time};
 
 use crate::change::{Change, LockLetter};
 use crate::locks::{LockKind, LockOwner, RangeLock};
@@ -133,7 +133,8 @@ impl Namespace {
     }
 
     /// A BSD lock on a whole file. Spec 31, 31.10 "FLOCK".
-    pub fn flock(&mut self, now: u32, inode: Inode, request: LockRequest, command: u8) -> LockReply {
+    pub fn flock(&mut self, now: impl Into<Time>, inode: Inode, request: LockRequest, command: u8) -> LockReply {
+        let now = now.into();
         use flock_command::*;
         let holder = request.holder();
         match command {
@@ -214,13 +215,13 @@ impl Namespace {
         self.state.locks.whole(inode).find(|(owner, _)| *owner == holder).map(|(_, kind)| kind)
     }
 
-    fn take_whole(&mut self, now: u32, inode: u32, holder: LockOwner, kind: LockKind) -> bool {
+    fn take_whole(&mut self, now: Time, inode: u32, holder: LockOwner, kind: LockKind) -> bool {
         let lock = letter(kind);
         let LockOwner { session, owner } = holder;
         self.commit(now, &Change::Flock { inode: Inode(inode), session, owner, lock }).is_ok()
     }
 
-    fn drop_whole(&mut self, now: u32, inode: u32, holder: LockOwner) {
+    fn drop_whole(&mut self, now: Time, inode: u32, holder: LockOwner) {
         if self.held_whole(inode, holder).is_some() {
             let LockOwner { session, owner } = holder;
             let lock = LockLetter::Unlocked;
@@ -228,7 +229,7 @@ impl Namespace {
         }
     }
 
-    fn interrupt_whole(&mut self, now: u32, inode: u32, request: &LockRequest) {
+    fn interrupt_whole(&mut self, now: Time, inode: u32, request: &LockRequest) {
         let holder = request.holder();
         let Some(queue) = self.lock_queues.whole.get_mut(&inode) else { return };
         let mut ended = Vec::new();
@@ -243,7 +244,7 @@ impl Namespace {
     }
 
     /// Lets in who stands first, as long as that is possible.
-    fn advance_whole(&mut self, now: u32, inode: u32) {
+    fn advance_whole(&mut self, now: Time, inode: u32) {
         while let Some(first) = self.lock_queues.whole.get(&inode).and_then(VecDeque::front) {
             let (holder, kind) = (first.holder, first.kind);
             if !self.take_whole(now, inode, holder, kind) {
@@ -261,12 +262,13 @@ impl Namespace {
     /// A POSIX lock on a range. Spec 31, 31.10 "POSIX_LOCK".
     pub fn posix_lock(
         &mut self,
-        now: u32,
+        now: impl Into<Time>,
         inode: Inode,
         request: LockRequest,
         command: u8,
         wanted: &RangeWanted,
     ) -> LockReply {
+        let now = now.into();
         use posix_command::*;
         if command == INTERRUPT {
             let queue = self.lock_queues.ranges.remove(&inode.0).unwrap_or_default();
@@ -327,7 +329,7 @@ impl Namespace {
         }
     }
 
-    fn take_range(&mut self, now: u32, inode: u32, lock: &RangeLock) -> bool {
+    fn take_range(&mut self, now: Time, inode: u32, lock: &RangeLock) -> bool {
         let LockOwner { session, owner } = lock.holder;
         let change = Change::PosixLock {
             inode: Inode(inode),
@@ -341,7 +343,7 @@ impl Namespace {
         self.commit(now, &change).is_ok()
     }
 
-    fn drop_range(&mut self, now: u32, inode: u32, holder: LockOwner, range: &RangeWanted) {
+    fn drop_range(&mut self, now: Time, inode: u32, holder: LockOwner, range: &RangeWanted) {
         let overlaps = |held: &RangeLock| held.holder == holder && held.start < range.end && range.start < held.end;
         if self.state.locks.ranges(inode).iter().any(overlaps) {
             let LockOwner { session, owner } = holder;
@@ -359,7 +361,7 @@ impl Namespace {
     }
 
     /// Grants every waiting range that fits now, in order.
-    fn advance_ranges(&mut self, now: u32, inode: u32) {
+    fn advance_ranges(&mut self, now: Time, inode: u32) {
         let Some(mut queue) = self.lock_queues.ranges.remove(&inode) else { return };
         let mut at = 0;
         while at < queue.len() {
@@ -379,7 +381,7 @@ impl Namespace {
     }
 
     /// A session lost a file: what it waited for there vanishes without answer, others may get in.
-    pub(crate) fn locks_released(&mut self, now: u32, session: SessionId, inode: u32) {
+    pub(crate) fn locks_released(&mut self, now: Time, session: SessionId, inode: u32) {
         if let Some(queue) = self.lock_queues.whole.get_mut(&inode) {
             queue.retain(|waiter| waiter.holder.session != session);
         }

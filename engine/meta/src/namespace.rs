@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
-use wire::{ChunkId, Inode, MetaId, SessionId, Status, VersionWord};
+use wire::{ChunkId, Inode, MetaId, SessionId, Status, Time, VersionWord};
 
 use crate::apply::apply;
 use crate::change::Change;
@@ -24,8 +24,8 @@ pub struct Caller<'a> {
     pub uid: u32,
     /// The primary group first.
     pub gids: &'a [u32],
-    /// Unix seconds of the master.
-    pub now: u32,
+    /// By the master's clock.
+    pub now: Time,
 }
 
 /// What the configuration says about the namespace.
@@ -69,7 +69,8 @@ pub struct Namespace {
 
 impl Namespace {
     /// A new file system: an empty root, and the first line of its journal.
-    pub fn new(meta_id: MetaId, policy: Policy, now: u32) -> Namespace {
+    pub fn new(meta_id: MetaId, policy: Policy, now: impl Into<Time>) -> Namespace {
+        let now = now.into();
         let mut namespace = Namespace::from_state(State::new(now), policy);
         let set = namespace.commit(now, &Change::SetMetaId { meta_id: meta_id.0 });
         set.expect("a new state takes any identity");
@@ -136,8 +137,8 @@ impl Namespace {
     }
 
     /// Writes a line that changes nothing, so that followers see that the journal lives. Spec 51, 7.
-    pub fn idle(&mut self, now: u32) {
-        self.commit(now, &Change::Idle {}).expect("changes nothing");
+    pub fn idle(&mut self, now: impl Into<Time>) {
+        self.commit(now.into(), &Change::Idle {}).expect("changes nothing");
     }
 
     /// Applies a line that was read. It is not written down again.
@@ -179,7 +180,7 @@ impl Namespace {
     }
 
     /// Applies a change and writes it down. An error changed nothing and writes nothing.
-    pub(crate) fn commit(&mut self, now: u32, change: &Change<'_>) -> Result<Outcome, Status> {
+    pub(crate) fn commit(&mut self, now: Time, change: &Change<'_>) -> Result<Outcome, Status> {
         let outcome = apply(&mut self.state, change, now)?;
         journal::format(self.state.version, now, change, &outcome, &mut self.lines);
         self.state.version += 1;

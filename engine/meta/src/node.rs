@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use wire::NodeKind;
 use wire::limits::{BLOCK_BYTES, CHUNK_BYTES};
 
+use crate::times::PackedTimes;
+
 /// Bits of a node's extra attributes. Spec 32, 32.2.
 pub mod eattr {
     /// Every user counts as the owner.
@@ -38,12 +40,9 @@ pub(crate) mod mark {
 pub(crate) struct Node {
     /// kind 4 bits, mode 12 bits, extra attributes 8 bits, winattr 8 bits. Kind 0: no such node.
     word: u32,
-    /// Handle of the pair (uid, gid).
+    /// Handle in `Owners`: uid, gid and trash time.
     pub(crate) owner: u32,
-    pub(crate) atime: u32,
-    pub(crate) mtime: u32,
-    pub(crate) ctime: u32,
-    pub(crate) trash_hours: u16,
+    pub(crate) times: PackedTimes,
     /// Names of a node that is no directory.
     pub(crate) links: u16,
     /// Storage class id; 0 for what is neither file nor directory.
@@ -57,7 +56,7 @@ pub(crate) struct Node {
     /// File: its only chunk (index 0) or, by `mark::CHUNK_LIST`, a list. Directory: handle of its `Dir`.
     pub(crate) chunks: u32,
 }
-const _: () = assert!(size_of::<Node>() == 44);
+const _: () = assert!(size_of::<Node>() == 40);
 
 impl Node {
     pub(crate) fn new(kind: NodeKind, mode: u16) -> Node {
@@ -384,28 +383,6 @@ impl ChunkList {
             self.near.resize(index as usize + 1, 0);
             self.near[index as usize] = chunk;
         }
-    }
-}
-
-/// Pairs of user and group, each kept once: a cluster has few of them, its nodes are many.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Owners {
-    pairs: Vec<(u32, u32)>,
-    handles: BTreeMap<(u32, u32), u32>,
-}
-
-impl Owners {
-    pub(crate) fn handle(&mut self, uid: u32, gid: u32) -> u32 {
-        let pairs = &mut self.pairs;
-        *self.handles.entry((uid, gid)).or_insert_with(|| {
-            pairs.push((uid, gid));
-            u32::try_from(pairs.len() - 1).expect("fewer pairs than nodes")
-        })
-    }
-
-    /// (uid, gid)
-    pub(crate) fn get(&self, handle: u32) -> (u32, u32) {
-        self.pairs[handle as usize]
     }
 }
 

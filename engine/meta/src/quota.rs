@@ -1,6 +1,6 @@
 //! Quotas of directories. Spec 32, 32.6.
 
-use wire::{Inode, SessionId, Status};
+use wire::{Inode, SessionId, Status, Time};
 
 use crate::apply::tree;
 use crate::change::Change;
@@ -215,7 +215,7 @@ impl Namespace {
 
     /// The quota of a directory; one without limits if it has none. Spec 32, 32.6.
     pub fn quota(&self, session: SessionId, inode: Inode) -> Result<QuotaReport, Status> {
-        let who = self.session_itself(session, 0)?;
+        let who = self.session_itself(session, Time(0))?;
         let inode = self.quota_directory(&who, inode)?;
         let quota = self.state.quotas.get(&inode).copied().unwrap_or_default();
         Ok(QuotaReport { quota, present: self.state.inside(inode) })
@@ -279,7 +279,7 @@ impl Namespace {
     }
 
     /// Starts, stops and ends the clocks of soft limits. Spec 32, 32.6 "Semantics".
-    pub(crate) fn tick_quotas(&mut self, now: u32) {
+    pub(crate) fn tick_quotas(&mut self, now: Time) {
         let directories: Vec<u32> = self.state.quotas.keys().copied().collect();
         for inode in directories {
             let old = self.state.quotas[&inode];
@@ -287,10 +287,10 @@ impl Namespace {
             if !old.soft_is_passed(&self.state.inside(inode)) {
                 (new.since, new.exceeded) = (0, false);
             } else if old.since == 0 {
-                new.since = now;
+                new.since = now.seconds();
             }
             let grace_ends = u64::from(new.since) + u64::from(new.grace_seconds);
-            new.exceeded = new.since != 0 && grace_ends < u64::from(now);
+            new.exceeded = new.since != 0 && grace_ends < u64::from(now.seconds());
             if new != old {
                 self.commit(now, &line_of(inode, &new)).expect("the directory has a quota");
             }

@@ -327,7 +327,7 @@ mod tests {
         let lines = |versions: std::ops::Range<u64>, time: u32| {
             let mut bytes = Vec::new();
             versions.for_each(|version| {
-                journal::format(version, time, &Change::Idle {}, &Outcome::default(), &mut bytes);
+                journal::format(version, time.into(), &Change::Idle {}, &Outcome::default(), &mut bytes);
             });
             bytes
         };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use wire::{Inode, NodeKind, Status};
+use wire::{Inode, NodeKind, Status, Time};
 
 use crate::access::{EXECUTE, READ, WRITE};
 use crate::acl;
@@ -13,6 +13,7 @@ use crate::namespace::{Caller, Namespace};
 use crate::node::{Node, eattr, mark};
 use crate::session::{disables, session_flags};
 use crate::state::State;
+use crate::times::Times;
 
 /// Bits of `smode` in SNAPSHOT. Spec 32, 32.5.
 pub mod snapshot_flags {
@@ -123,7 +124,7 @@ pub(crate) fn apply(
     name: &[u8],
     smode: u8,
     identity: &Identity<'_>,
-    now: u32,
+    now: Time,
 ) -> Result<Outcome, Status> {
     if state.node(parent.0).is_none_or(|node| !node.is_directory()) {
         return Err(Status::EPERM);
@@ -191,7 +192,7 @@ struct Counts {
 
 struct Copy<'a> {
     identity: &'a Identity<'a>,
-    now: u32,
+    now: Time,
     smode: u8,
     counts: Counts,
     /// Copies of nodes with several names, by their source.
@@ -206,9 +207,17 @@ enum CopyStep {
     },
     /// Everything below is in place.
     Finish {
-        node: Node,
         made: u32,
+        like: Like,
     },
+}
+
+/// What a copy gets at last. Held by value: the source may be gone by then.
+struct Like {
+    mode: u16,
+    uid: u32,
+    gid: u32,
+    times: Times,
 }
 
 impl Copy<'_> {
@@ -223,7 +232,7 @@ impl Copy<'_> {
         while let Some(step) = steps.pop() {
             match step {
                 CopyStep::Make { source, parent, name } => self.copy(state, source, parent, &name, &mut steps),
-                CopyStep::Finish { node, made } => self.finish(state, &node, made),
+                CopyStep::Finish { made, like } => self.finish(state, made, &like),
             }
         }
     }
@@ -235,15 +244,16 @@ impl Copy<'_> {
         if gone || node.kind() == NodeKind::File && !self.identity.allows(state, source, READ) {
             return;
         }
+        let like = self.like(state, &node);
         let made = match state.find(parent, name) {
             None => match self.link_to_earlier_copy(state, source, &node, parent, name) {
                 true => return,
-                false => self.make(state, source, &node, parent, name),
+                false => self.make(state, source, &node, &like, parent, name),
             },
             Some(edge) if state.at(state.edge(edge).child).kind() != node.kind() => return,
-            Some(edge) => self.update(state, source, &node, edge),
+            Some(edge) => self.update(state, source, &node, &like, edge),
         };
-        steps.push(CopyStep::Finish { node, made });
+        steps.push(CopyStep::Finish { made, like });
         if node.is_directory() && self.identity.allows(state, source, READ | EXECUTE) {
             let first = steps.len();
             steps.extend(state.children(source).map(|edge| CopyStep::Make {
@@ -259,15 +269,13 @@ impl Copy<'_> {
         let shared = self.has(snapshot_flags::PRESERVE_HARDLINKS) && !node.is_directory() && node.links > 1;
         let Some(copy) = self.copies.get(&source).copied().filter(|_| shared) else { return false };
         state.link(parent, copy, name);
-        let above = state.at_mut(parent);
-        (above.mtime, above.ctime) = (self.now, self.now);
+        state.set_modified(parent, self.now);
         self.counts.hard_links += 1;
         true
     }
 
-    fn make(&mut self, state: &mut State, source: u32, node: &Node, parent: u32, name: &[u8]) -> u32 {
-        let (mode, uid, gid) = self.mode_and_owner(state, node);
-        let new = NewNode { kind: node.kind(), mode, umask: 0, uid, gid };
+    fn make(&mut self, state: &mut State, source: u32, node: &Node, like: &Like, parent: u32, name: &[u8]) -> u32 {
+        let new = NewNode { kind: node.kind(), mode: like.mode, umask: 0, uid: like.uid, gid: like.gid };
         let made = new_node(state, parent, name, &new, self.now);
         self.counts.inodes ^= made;
         self.counts.new += 1;
@@ -276,8 +284,8 @@ impl Copy<'_> {
             if state.at(made).class != node.class {
                 state.set_class(made, node.class);
             }
+            state.set_trash_hours(made, state.trash_hours(node));
             let copy = state.at_mut(made);
-            copy.trash_hours = node.trash_hours;
             copy.set_eattr(node.eattr());
             copy.set_winattr(node.winattr());
             copy_names(state, source, made);
@@ -295,7 +303,7 @@ impl Copy<'_> {
     }
 
     /// What stands at the place already becomes like the source.
-    fn update(&mut self, state: &mut State, source: u32, node: &Node, edge: u32) -> u32 {
+    fn update(&mut self, state: &mut State, source: u32, node: &Node, like: &Like, edge: u32) -> u32 {
         let there = state.edge(edge).child;
         let old = *state.at(there);
         match node.kind() {
@@ -306,14 +314,14 @@ impl Copy<'_> {
             NodeKind::File => {
                 let (parent, name) = (state.edge(edge).parent, state.name(edge).to_vec());
                 self.counts.inodes ^= there;
+                let trash_hours = state.trash_hours(node);
                 remove_name(state, edge, self.now);
-                let (mode, uid, gid) = self.mode_and_owner(state, node);
-                let new = NewNode { kind: NodeKind::File, mode, umask: 0, uid, gid };
+                let new = NewNode { kind: NodeKind::File, mode: like.mode, umask: 0, uid: like.uid, gid: like.gid };
                 let made = new_node(state, parent, &name, &new, self.now);
                 self.counts.inodes ^= made;
                 self.counts.existing += 1;
                 state.set_class(made, node.class);
-                state.at_mut(made).trash_hours = node.trash_hours;
+                state.set_trash_hours(made, trash_hours);
                 share_data(state, source, made);
                 return made;
             }
@@ -329,31 +337,29 @@ impl Copy<'_> {
     }
 
     /// Mode, owner and times, after everything below is in place.
-    fn finish(&self, state: &mut State, node: &Node, made: u32) {
-        let (mode, uid, gid) = self.mode_and_owner(state, node);
-        let owner = state.owner_handle(uid, gid);
+    fn finish(&self, state: &mut State, made: u32, like: &Like) {
         let cp_like = self.has(snapshot_flags::CP_LIKE);
-        let now = self.now;
+        state.set_owner(made, like.uid, like.gid);
+        state.set_times(made, &like.times);
         let copy = state.at_mut(made);
-        copy.owner = owner;
         if !(copy.marked(mark::ACCESS_ACL) && cp_like) {
-            copy.set_mode(mode);
+            copy.set_mode(like.mode);
         }
-        (copy.atime, copy.mtime, copy.ctime) =
-            if cp_like { (now, now, now) } else { (node.atime, node.mtime, node.ctime) };
         copy.set_eattr(copy.eattr() | eattr::SNAPSHOT);
     }
 
-    fn mode_and_owner(&self, state: &State, node: &Node) -> (u16, u32, u32) {
+    fn like(&self, state: &State, node: &Node) -> Like {
         let (uid, gid) = state.owner(node);
         let own_gid = self.identity.gids.first().copied().unwrap_or(0);
-        if self.has(snapshot_flags::CP_LIKE) {
+        let (mode, uid, gid) = if self.has(snapshot_flags::CP_LIKE) {
             (node.mode() & !self.identity.umask, self.identity.uid, own_gid)
         } else if self.identity.uid == 0 || self.identity.uid == uid {
             (node.mode(), uid, gid)
         } else {
             (node.mode() & 0o1777, self.identity.uid, own_gid)
-        }
+        };
+        let times = if self.has(snapshot_flags::CP_LIKE) { Times::all(self.now) } else { state.times(node) };
+        Like { mode, uid, gid, times }
     }
 }
 
@@ -406,7 +412,7 @@ fn check_removal(state: &State, edge: u32, identity: &Identity<'_>) -> Result<()
 
 /// Removes a tree, children first; only what carries the snapshot flag goes, and without trash. Says how many nodes
 /// went and the XOR of their inodes.
-fn remove_tree(state: &mut State, edge: u32, identity: &Identity<'_>, now: u32) -> (u64, u32) {
+fn remove_tree(state: &mut State, edge: u32, identity: &Identity<'_>, now: Time) -> (u64, u32) {
     let (mut removed, mut inodes) = (0, 0);
     // (edge, its children were visited)
     let mut steps = vec![(edge, false)];
@@ -427,7 +433,7 @@ fn remove_tree(state: &mut State, edge: u32, identity: &Identity<'_>, now: u32) 
         if held || full || !node.has_eattr(eattr::SNAPSHOT) || node.has_eattr(FROZEN) {
             continue;
         }
-        state.at_mut(inode).trash_hours = 0;
+        state.set_trash_hours(inode, 0);
         remove_name(state, edge, now);
         removed += 1;
         inodes ^= inode;

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use wire::limits::{CHUNK_BYTES, NAME_BYTES_MAX, PATH_BYTES_MAX, RESERVED_INODE_MIN};
-use wire::{Inode, Ip4, NodeKind, SessionId};
+use wire::{Inode, Ip4, NodeKind, SessionId, Time};
 
 use crate::acl::Acl;
 use crate::arena::{Arena, Memory, Pages};
@@ -15,9 +15,11 @@ use crate::class::Classes;
 use crate::index::{Filling, Index, Twice, hash};
 use crate::locks::Locks;
 use crate::names::Names;
-use crate::node::{ChunkList, Dir, Edge, FIRST_EDGE_ID, Figures, LINK_BYTES, Node, Owners, mark, size_on_disk};
+use crate::node::{ChunkList, Dir, Edge, FIRST_EDGE_ID, Figures, LINK_BYTES, Node, mark, size_on_disk};
+use crate::owners::{Owners, Ownership};
 use crate::quota::Quota;
 use crate::session::Session;
+use crate::times::{FarTimes, PackedTimes, Times};
 
 pub(crate) const ROOT: u32 = Inode::ROOT.0;
 /// Storage class of a new root. Spec 32, 32.1.
@@ -93,6 +95,7 @@ pub(crate) struct State {
     names: Names,
     name_index: Index,
     owners: Owners,
+    times: FarTimes,
     node_count: u32,
     /// Those of them that are files, also in the trash and sustained.
     file_count: u32,
@@ -125,16 +128,14 @@ pub(crate) struct State {
 
 impl State {
     /// A new file system: the root alone. Spec 50, 8.4.
-    pub(crate) fn new(now: u32) -> State {
+    pub(crate) fn new(now: Time) -> State {
         let mut state = State::empty();
         let mut root = Node::new(NodeKind::Directory, 0o777);
-        root.owner = state.owners.handle(0, 0);
-        (root.atime, root.mtime, root.ctime) = (now, now, now);
-        root.trash_hours = DEFAULT_TRASH_HOURS;
         root.class = ROOT_CLASS;
         let inode = state.inodes.take_lowest().expect("none is taken yet");
         debug_assert_eq!(inode, ROOT);
-        state.insert_node(ROOT, root);
+        let ownership = Ownership { uid: 0, gid: 0, trash_hours: DEFAULT_TRASH_HOURS };
+        state.insert_node(ROOT, root, ownership, &Times::all(now));
         state
     }
 
@@ -149,7 +150,8 @@ impl State {
             lists: Arena::new(),
             names: Names::new(),
             name_index: Index::new(),
-            owners: Owners::default(),
+            owners: Owners::new(),
+            times: FarTimes::new(),
             node_count: 0,
             file_count: 0,
             next_edge_id: FIRST_EDGE_ID,
@@ -188,7 +190,8 @@ impl State {
             lists: self.lists.freeze(),
             names: self.names.freeze(),
             name_index: Index::new(),
-            owners: self.owners.clone(),
+            owners: self.owners.freeze(),
+            times: self.times.freeze(),
             node_count: self.node_count,
             file_count: self.file_count,
             next_edge_id: self.next_edge_id,
@@ -273,13 +276,59 @@ impl State {
         (1..self.nodes.len()).filter(|inode| self.nodes.get(*inode).exists()).map(|inode| inode as u32)
     }
 
+    /// (uid, gid)
     #[inline]
     pub(crate) fn owner(&self, node: &Node) -> (u32, u32) {
-        self.owners.get(node.owner)
+        let Ownership { uid, gid, .. } = self.owners.get(node.owner);
+        (uid, gid)
     }
 
-    pub(crate) fn owner_handle(&mut self, uid: u32, gid: u32) -> u32 {
-        self.owners.handle(uid, gid)
+    pub(crate) fn trash_hours(&self, node: &Node) -> u16 {
+        self.owners.get(node.owner).trash_hours
+    }
+
+    pub(crate) fn set_owner(&mut self, inode: u32, uid: u32, gid: u32) {
+        let trash_hours = self.trash_hours(self.at(inode));
+        self.set_ownership(inode, Ownership { uid, gid, trash_hours });
+    }
+
+    pub(crate) fn set_trash_hours(&mut self, inode: u32, trash_hours: u16) {
+        let (uid, gid) = self.owner(self.at(inode));
+        self.set_ownership(inode, Ownership { uid, gid, trash_hours });
+    }
+
+    fn set_ownership(&mut self, inode: u32, ownership: Ownership) {
+        let old = self.at(inode).owner;
+        if self.owners.get(old) != ownership {
+            self.at_mut(inode).owner = self.owners.take(ownership);
+            self.owners.drop(old);
+        }
+    }
+
+    #[inline]
+    pub(crate) fn times(&self, node: &Node) -> Times {
+        self.times.get(node.times)
+    }
+
+    pub(crate) fn set_times(&mut self, inode: u32, times: &Times) {
+        let old = self.at(inode).times;
+        self.at_mut(inode).times = self.times.replace(old, times);
+    }
+
+    pub(crate) fn set_atime(&mut self, inode: u32, atime: Time) {
+        let times = self.times(self.at(inode));
+        self.set_times(inode, &Times { atime, ..times });
+    }
+
+    pub(crate) fn set_ctime(&mut self, inode: u32, ctime: Time) {
+        let times = self.times(self.at(inode));
+        self.set_times(inode, &Times { ctime, ..times });
+    }
+
+    /// mtime and ctime.
+    pub(crate) fn set_modified(&mut self, inode: u32, now: Time) {
+        let times = self.times(self.at(inode));
+        self.set_times(inode, &Times { mtime: now, ctime: now, ..times });
     }
 
     /// The number that the next new node gets; None if all usable ones are taken.
@@ -298,7 +347,9 @@ impl State {
     }
 
     /// Puts a node under a number that is taken from the numbers already.
-    pub(crate) fn insert_node(&mut self, inode: u32, mut node: Node) {
+    pub(crate) fn insert_node(&mut self, inode: u32, mut node: Node, ownership: Ownership, times: &Times) {
+        node.owner = self.owners.take(ownership);
+        node.times = self.times.replace(PackedTimes::default(), times);
         if node.is_directory() {
             let below = Figures { inodes: 1, dirs: 1, ..Figures::default() };
             node.chunks = self.dirs.insert(Dir { below, ..Dir::default() });
@@ -326,6 +377,8 @@ impl State {
         self.acls.remove(&(inode, 1));
         self.acls.remove(&(inode, 2));
         self.quotas.remove(&inode);
+        self.owners.drop(node.owner);
+        self.times.remove(node.times);
         *self.class_nodes[usize::from(node.class)].of(&node) -= 1;
         *self.nodes.get_mut(inode as usize) = Node::default();
         self.node_count -= 1;
@@ -967,7 +1020,7 @@ impl State {
             chunks,
             name_index: self.name_index.memory(),
             edges: self.edges.memory() + self.names.memory(),
-            nodes: nodes + self.dirs.memory(),
+            nodes: nodes + self.dirs.memory() + self.owners.memory() + self.times.memory(),
             free_inodes: Memory::of(waiting.capacity() * number, waiting.len() * number),
             chunk_lists: self.lists.memory(),
             quotas: Memory::of(quotas, quotas),

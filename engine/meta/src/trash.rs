@@ -1,7 +1,7 @@
 //! The trash, files that are deleted and open, and what happens by time alone. Spec 32, 32.8 and 32.9.
 
 use wire::limits::PATH_BYTES_MAX;
-use wire::{Attr, Inode, NodeKind, SessionId, Status};
+use wire::{Attr, Inode, NodeKind, SessionId, Status, Time};
 
 use crate::access::Who;
 use crate::apply::{borrowed, trash_expired};
@@ -24,15 +24,17 @@ const CUT_MARK: &[u8] = b"(...)";
 impl Namespace {
     /// Once a second: one bucket of the trash and one of the sustained files, more if seconds were missed; soft
     /// quotas.
-    pub fn tick_second(&mut self, now: u32) {
-        let missed = now.saturating_sub(self.timers.last_second);
+    pub fn tick_second(&mut self, now: impl Into<Time>) {
+        let now = now.into();
+        let second = now.seconds();
+        let missed = second.saturating_sub(self.timers.last_second);
         let seconds = if self.timers.last_second == 0 { 1 } else { missed };
-        self.timers.last_second = now;
+        self.timers.last_second = second;
         for _ in 0..seconds.min(TRASH_BUCKETS) {
             let bucket = self.timers.trash_bucket;
             self.timers.trash_bucket = (bucket + 1) % TRASH_BUCKETS;
             let child = |edge: u32| self.state.edge(edge).child;
-            let expired = self.state.trash_bucket(bucket).any(|edge| trash_expired(self.state.at(child(edge)), now));
+            let expired = self.state.trash_bucket(bucket).any(|edge| trash_expired(&self.state, child(edge), second));
             if expired {
                 self.commit(now, &Change::EmptyTrash { bucket }).expect("buckets exist");
             }
@@ -50,9 +52,10 @@ impl Namespace {
     }
 
     /// Once a minute: numbers of removed nodes become usable again.
-    pub fn tick_minute(&mut self, now: u32) {
+    pub fn tick_minute(&mut self, now: impl Into<Time>) {
+        let now = now.into();
         let delay_seconds = self.policy.inode_reuse_delay_seconds;
-        let due = |since: u32| u64::from(since) + u64::from(delay_seconds) < u64::from(now);
+        let due = |since: u32| u64::from(since) + u64::from(delay_seconds) < u64::from(now.seconds());
         if self.state.free_queue().front().is_some_and(|(_, since)| due(*since)) {
             self.commit(now, &Change::FreeInodes { delay_seconds }).expect("any delay will do");
         }
@@ -138,7 +141,7 @@ impl Namespace {
     }
 
     fn meta_session(&self, session: SessionId) -> Result<Who<'static>, Status> {
-        let who = self.session_itself(session, 0)?;
+        let who = self.session_itself(session, Time(0))?;
         if who.root == 0 { Ok(who) } else { Err(Status::EPERM) }
     }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use wire::limits::{CHUNK_BYTES, FILE_BYTES_MAX, GOAL_MAX};
-use wire::{Inode, Ip4, NodeKind, SessionId, Status};
+use wire::{Inode, Ip4, NodeKind, SessionId, Status, Time};
 
 use crate::access::{READ, WRITE, Who};
 use crate::apply::{SMODE_ADMIN, borrowed, tree};
@@ -61,7 +61,7 @@ impl Namespace {
 
     /// Seconds, by hours. Spec 32, 32.2 "GETTRASHTIME".
     pub fn get_trash_times(&self, session: SessionId, inode: Inode, gmode: u8) -> Result<Tally, Status> {
-        self.tally(session, inode, gmode, true, |node| u32::from(node.trash_hours) * 3600)
+        self.tally(session, inode, gmode, true, |node| u32::from(self.state.trash_hours(node)) * 3600)
     }
 
     /// Spec 32, 32.2 "GETEATTR".
@@ -80,7 +80,7 @@ impl Namespace {
         if gmode > 1 {
             return Err(Status::EINVAL);
         }
-        let who = self.session_itself(session, 0)?;
+        let who = self.session_itself(session, Time(0))?;
         let inode = self.resolve(&who, inode, false)?;
         let counts = |node: &Node| !only_data || node.is_directory() || node.has_data();
         if !counts(self.state.at(inode)) {
@@ -213,7 +213,7 @@ impl Namespace {
 
     /// Spec 32, 32.2 "ARCHCTL" GET.
     pub fn get_archived(&self, session: SessionId, inode: Inode) -> Result<Archived, Status> {
-        let who = self.session_itself(session, 0)?;
+        let who = self.session_itself(session, Time(0))?;
         let inode = self.resolve_tree(&who, inode)?;
         let mut sum = Archived::default();
         for inode in tree(&self.state, inode, true) {
@@ -257,7 +257,7 @@ impl Namespace {
 
     /// Directories that hold a name of the node, one per name. Spec 32, 32.3 "PARENTS".
     pub fn parents(&self, session: SessionId, inode: Inode) -> Result<Vec<Inode>, Status> {
-        let who = self.session_itself(session, 0)?;
+        let who = self.session_itself(session, Time(0))?;
         let inode = self.resolve(&who, inode, false)?;
         let parents = self.state.links(inode).map(|edge| self.state.edge(edge).parent);
         Ok(parents.filter(|parent| *parent != 0).map(|parent| who.shown(parent)).collect())
@@ -265,7 +265,7 @@ impl Namespace {
 
     /// Paths of the node, one per name, as the session sees them. Spec 32, 32.3 "PATHS".
     pub fn paths(&self, session: SessionId, inode: Inode) -> Result<Vec<Vec<u8>>, Status> {
-        let who = self.session_itself(session, 0)?;
+        let who = self.session_itself(session, Time(0))?;
         let inode = self.resolve(&who, inode, false)?;
         if inode == who.root || self.state.at(inode).edge == 0 {
             return Ok(vec![b"/".to_vec()]);
@@ -282,7 +282,7 @@ impl Namespace {
 
     /// Sums over a directory with everything below, or of a file. Spec 32, 32.3 "GETDIRSTATS".
     pub fn dir_stats(&self, session: SessionId, inode: Inode) -> Result<Figures, Status> {
-        let who = self.session_itself(session, 0)?;
+        let who = self.session_itself(session, Time(0))?;
         let inode = self.resolve_tree(&who, inode)?;
         Ok(self.state.figures(inode))
     }
@@ -296,7 +296,7 @@ impl Namespace {
         entries_max: u32,
         from: u64,
     ) -> Result<(u64, Vec<Inode>), Status> {
-        let who = self.session_itself(session, 0)?;
+        let who = self.session_itself(session, Time(0))?;
         let directory = self.resolve(&who, inode, false)?;
         if !self.state.at(directory).is_directory() {
             return Err(Status::ENOTDIR);
@@ -315,7 +315,7 @@ impl Namespace {
 
     /// The kind of a node. Errors: `ENOENT`.
     pub fn kind(&self, session: SessionId, inode: Inode) -> Result<NodeKind, Status> {
-        let who = self.session_itself(session, 0)?;
+        let who = self.session_itself(session, Time(0))?;
         Ok(self.state.at(self.resolve(&who, inode, false)?).kind())
     }
 
@@ -381,7 +381,15 @@ impl Namespace {
 
     /// `operation`: 0 add (argument: csid or 0), 1 delete, 2 csid `argument` moves to this address, 3 the address
     /// gets csid `argument`, 4 maintenance on (until `argument`, 0 = open end), 5 off, 6 temporary. Spec 51, 6.4.
-    pub fn server_op(&mut self, now: u32, operation: u8, ip: Ip4, port: u16, argument: u32) -> Result<(), Status> {
+    pub fn server_op(
+        &mut self,
+        now: impl Into<Time>,
+        operation: u8,
+        ip: Ip4,
+        port: u16,
+        argument: u32,
+    ) -> Result<(), Status> {
+        let now = now.into();
         self.commit(now, &Change::Server { operation, ip, port, argument }).map(drop)
     }
 
@@ -403,7 +411,7 @@ impl Namespace {
         self.class_set(caller.now, class, false)
     }
 
-    fn class_set(&mut self, now: u32, class: &StorageClass, new: bool) -> Result<(), Status> {
+    fn class_set(&mut self, now: Time, class: &StorageClass, new: bool) -> Result<(), Status> {
         let all = class.create.iter().chain(&class.keep).chain(&class.arch);
         let change = Change::ClassSet {
             name: borrowed(&class.name),

@@ -151,11 +151,16 @@ impl Ring {
 
     /// Now, in microseconds of Unix time.
     pub fn wall_micros(&self) -> u64 {
+        self.wall_nanos() / 1000
+    }
+
+    /// Now, in nanoseconds of Unix time; as fine as the system has it.
+    pub fn wall_nanos(&self) -> u64 {
         match &self.core.sim {
-            Some(world) => world.borrow().wall_micros(self.node),
+            Some(world) => world.borrow().wall_micros(self.node).saturating_mul(1000),
             None => {
                 let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                u64::try_from(since_epoch.as_micros()).unwrap_or(u64::MAX)
+                u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX)
             }
         }
     }

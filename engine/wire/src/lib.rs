@@ -18,6 +18,7 @@ pub mod metalogger;
 pub mod registry;
 pub mod session;
 mod status;
+pub mod time;
 pub mod types;
 
 pub use any::*;
@@ -38,4 +39,5 @@ pub use metalogger::{
     MatoanDownloadInfo, MatoanDownloadMissing, MatoanMetachangesLog,
 };
 pub use session::*;
+pub use time::Time;
 pub use types::*;

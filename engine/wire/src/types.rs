@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use crate::codec::{Field, Input, Seed, WireError, records};
 use crate::limits::{GROUPS_MAX, NAME_BYTES_MAX};
+use crate::time::Time;
 
 macro_rules! id {
     ($( $(#[$meta:meta])* $name:ident($inner:ty) )*) => { $(
@@ -376,9 +377,9 @@ pub struct Attr {
     pub mode: u16,
     pub uid: u32,
     pub gid: u32,
-    pub atime: u32,
-    pub mtime: u32,
-    pub ctime: u32,
+    pub atime: Time,
+    pub mtime: Time,
+    pub ctime: Time,
     pub nlink: u32,
     /// Files: length. Directories: pseudo-length. Symlinks: target length in the low half. Devices: rdev in the
     /// high half. Others: 0.
@@ -438,7 +439,8 @@ impl Attr {
     pub fn write_to(&self, bytes: &mut [u8; Attr::BYTES]) {
         bytes[0] = self.flags;
         bytes[1..3].copy_from_slice(&(u16::from(self.kind as u8) << 12 | self.mode & 0o7777).to_be_bytes());
-        let words = [self.uid, self.gid, self.atime, self.mtime, self.ctime, self.nlink];
+        let [atime, mtime, ctime] = [self.atime, self.mtime, self.ctime].map(Time::seconds);
+        let words = [self.uid, self.gid, atime, mtime, ctime, self.nlink];
         for (place, word) in bytes[3..27].chunks_exact_mut(4).zip(words) {
             place.copy_from_slice(&word.to_be_bytes());
         }
@@ -466,6 +468,7 @@ impl Field for Attr {
             *word = u32::take(input)?;
         }
         let [uid, gid, atime, mtime, ctime, nlink] = words;
+        let [atime, mtime, ctime] = [atime, mtime, ctime].map(Time::from);
         let (extra, winattr) = (u64::take(input)?, u8::take(input)?);
         Ok(Attr { flags, kind, mode: kind_mode & 0o7777, uid, gid, atime, mtime, ctime, nlink, extra, winattr })
     }
@@ -479,9 +482,9 @@ impl Field for Attr {
             mode: u16::sample(seed) & 0o7777,
             uid: u32::sample(seed),
             gid: u32::sample(seed),
-            atime: u32::sample(seed),
-            mtime: u32::sample(seed),
-            ctime: u32::sample(seed),
+            atime: u32::sample(seed).into(),
+            mtime: u32::sample(seed).into(),
+            ctime: u32::sample(seed).into(),
             nlink: u32::sample(seed),
             extra: u64::sample(seed),
             winattr: u8::sample(seed),

@@ -38,7 +38,7 @@ pub(super) fn handle(core: &mut Core, id: u64, kind: u32, payload: &[u8], now: u
             packet(kind + 1, &[status.0])
         }
         SESSION_COMMAND if payload.len() == 5 => {
-            let status = if is_admin(core, id) { session_command(core, payload, now) } else { Status::EPERM_NOTADMIN };
+            let status = if is_admin(core, id) { session_command(core, payload) } else { Status::EPERM_NOTADMIN };
             packet(kind + 1, &[status.0])
         }
         _ => match super::monitor::answer(core, kind, payload, now) {
@@ -234,7 +234,7 @@ fn server_command(core: &mut Core, payload: &[u8], now: u32) -> Status {
         3 => (5, 0),
         _ => return Status::EINVAL,
     };
-    if let Err(status) = core.namespace.server_op(now, operation, ip, port, argument) {
+    if let Err(status) = core.namespace.server_op(core.time, operation, ip, port, argument) {
         return status;
     }
     if let Some(server) = connected.and_then(|id| core.chunks.servers_mut().get_mut(id)) {
@@ -245,7 +245,7 @@ fn server_command(core: &mut Core, payload: &[u8], now: u32) -> Status {
 }
 
 /// Spec 70, 5.2.
-fn session_command(core: &mut Core, payload: &[u8], now: u32) -> Status {
+fn session_command(core: &mut Core, payload: &[u8]) -> Status {
     let mut input = wire::Input::new(payload);
     let (Ok(command), Ok(session)) = (u8::take(&mut input), wire::SessionId::take(&mut input)) else {
         return Status::EINVAL;
@@ -259,5 +259,5 @@ fn session_command(core: &mut Core, payload: &[u8], now: u32) -> Status {
     if core.clients.values().any(|link| link.session == Some(session)) {
         return Status::ACTIVE;
     }
-    core.namespace.session_remove(now, session).err().unwrap_or(Status::OK)
+    core.namespace.session_remove(core.time, session).err().unwrap_or(Status::OK)
 }

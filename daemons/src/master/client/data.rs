@@ -18,8 +18,8 @@ use tracing::warn;
 use wire::{
     ChunkId, CltomaFuseReadChunk, CltomaFuseTruncate, CltomaFuseWriteChunk, CltomaFuseWriteChunkEnd, Field, Inode,
     MatoclFuseChunkHasChanged, MatoclFuseFlengHasChanged, MatoclFuseReadChunk, MatoclFuseTruncate,
-    MatoclFuseWriteChunk, MatoclFuseWriteChunkEnd, Packet, SessionId, Status, Version, VersionWord, chunk_op_flags,
-    encode_status, knows_open_flags, truncate_flags,
+    MatoclFuseWriteChunk, MatoclFuseWriteChunkEnd, Packet, SessionId, Status, Time, Version, VersionWord,
+    chunk_op_flags, encode_status, knows_open_flags, truncate_flags,
 };
 
 use super::{Link, Request, packet};
@@ -159,7 +159,7 @@ fn end_operation<P: Patient>(core: &mut Core, who: &Who, request: &P, grant: &Gr
         core.chunks.forget_client(grant.chunk);
     }
     let (inode, index) = request.slot(grant);
-    if let Err(refused) = core.namespace.rollback(now, inode, index, grant.previous, grant.chunk) {
+    if let Err(refused) = core.namespace.rollback(core.time, inode, index, grant.previous, grant.chunk) {
         warn!(chunk = %grant.chunk, status = %refused, "a grant whose operation failed cannot be undone");
     }
     core.chunks.unlocked(grant.chunk, &core.namespace, now, &mut core.effects);
@@ -296,7 +296,7 @@ fn write_attempt(request: &CltomaFuseWriteChunk, core: &mut Core, who: &Who, now
     let (chunk, shared) = match core.namespace.check_write(who.session, client, inode, index)? {
         WriteTarget::Empty => {
             let targets = choose_servers(core, who, inode, now)?;
-            let grant = core.namespace.grant_write(now, inode, index, true, touch_times)?;
+            let grant = core.namespace.grant_write(core.time, inode, index, true, touch_times)?;
             core.chunks.begin_create(grant.chunk, grant.version, &targets, &mut core.effects);
             return Ok(begun(core, who, grant));
         }
@@ -310,7 +310,7 @@ fn write_attempt(request: &CltomaFuseWriteChunk, core: &mut Core, who: &Who, now
     };
     let old = core.namespace.chunk(chunk).ok_or(Status::NOCHUNK)?.version;
     let operation = step == WriteStep::Operation;
-    let grant = core.namespace.grant_write(now, inode, index, operation, touch_times)?;
+    let grant = core.namespace.grant_write(core.time, inode, index, operation, touch_times)?;
     if !operation {
         return write_granted(request, core, who, &grant, now).map(Attempt::Answer);
     }
@@ -338,7 +338,7 @@ fn drop_stillborn(core: &mut Core, who: &Who, inode: Inode, index: u32, now: u32
     if newborn && core.chunks.census(chunk).all() == 0 && core.chunks.all_data_known(now) {
         warn!(%chunk, %inode, index, "a chunk whose creation the last master did not live to see is given up");
         core.unfinished_chunks.remove(&chunk);
-        core.namespace.clear_file_chunk(now, inode, index)?;
+        core.namespace.clear_file_chunk(core.time, inode, index)?;
     }
     Ok(())
 }
@@ -384,7 +384,7 @@ pub(super) fn write_chunk_end(request: &mut Request<'_>, packet: &CltomaFuseWrit
     let CltomaFuseWriteChunkEnd { msgid, chunkid, inode, index, length, chunkopflags, .. } = *packet;
     let (core, now, client) = (&mut *request.core, request.now, request.link.version);
     let touch_times = chunkopflags & chunk_op_flags::CANMODTIME != 0 && !client.at_least(3, 0, 74);
-    let result = core.namespace.write_end(request.session, client, now, inode, chunkid, length, touch_times);
+    let result = core.namespace.write_end(request.session, client, core.time, inode, chunkid, length, touch_times);
     if result.is_ok() {
         core.chunks.unlocked(chunkid, &core.namespace, now, &mut core.effects);
     }
@@ -422,7 +422,7 @@ impl Patient for CltomaFuseTruncate {
     }
 
     fn complete(&self, core: &mut Core, who: &Who, grant: &Grant, now: u32) -> Result<Vec<u8>, Status> {
-        let caller = truncate_caller(self, who, now);
+        let caller = truncate_caller(self, who, core.time);
         let (_, previous, _) = core.namespace.file(who.session, self.inode)?;
         let attr = core.namespace.truncate_finish(&caller, self.inode, self.flags, self.length, grant.chunk)?;
         core.chunks.unlocked(grant.chunk, &core.namespace, now, &mut core.effects);
@@ -443,13 +443,13 @@ impl Patient for CltomaFuseTruncate {
     }
 }
 
-fn truncate_caller<'a>(request: &'a CltomaFuseTruncate, who: &Who, now: u32) -> Caller<'a> {
+fn truncate_caller<'a>(request: &'a CltomaFuseTruncate, who: &Who, now: Time) -> Caller<'a> {
     let gids = request.gids.as_slice();
     Caller { session: who.session, version: who.link.version, uid: request.uid, gids, now }
 }
 
 fn truncate_attempt(request: &CltomaFuseTruncate, core: &mut Core, who: &Who, now: u32) -> Result<Attempt, Status> {
-    let caller = truncate_caller(request, who, now);
+    let caller = truncate_caller(request, who, core.time);
     let (inode, length) = (request.inode, request.length);
     let (index, chunk, shared, chunk_length) = match core.namespace.truncate(&caller, inode, request.flags, length)? {
         Truncate::Done { previous, attr } => {
@@ -468,7 +468,7 @@ fn truncate_attempt(request: &CltomaFuseTruncate, core: &mut Core, who: &Who, no
         return Ok(park_or_refuse(chunk, status));
     }
     let old = core.namespace.chunk(chunk).ok_or(Status::NOCHUNK)?.version;
-    let grant = core.namespace.grant_truncate(now, inode, index)?;
+    let grant = core.namespace.grant_truncate(core.time, inode, index)?;
     if shared {
         let new = (grant.chunk, grant.version);
         core.chunks.begin_duplicate_truncate((chunk, old), new, chunk_length, &mut core.effects);

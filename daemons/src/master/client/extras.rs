@@ -344,12 +344,12 @@ impl Request<'_> {
                 }
                 match self.core.chunks.best_wrong_version(chunk) {
                     Some(version) => {
-                        self.core.namespace.repair_slot(self.now, inode, index, version)?;
+                        self.core.namespace.repair_slot(self.core.time, inode, index, version)?;
                         self.core.chunks.adopt_version(chunk, version);
                         repaired += 1;
                     }
                     None => {
-                        self.core.namespace.repair_slot(self.now, inode, index, Version(0))?;
+                        self.core.namespace.repair_slot(self.core.time, inode, index, Version(0))?;
                         erased += 1;
                     }
                 }

@@ -10,7 +10,7 @@ impl Request<'_> {
     pub(super) fn flock(&mut self, packet: &CltomaFuseFlock) {
         let CltomaFuseFlock { msgid, inode, reqid, owner, cmd } = *packet;
         let request = LockRequest { session: self.session, owner, msgid, reqid };
-        let reply = self.core.namespace.flock(self.now, inode, request, cmd);
+        let reply = self.core.namespace.flock(self.core.time, inode, request, cmd);
         self.lock_reply(msgid, reply);
     }
 
@@ -18,7 +18,7 @@ impl Request<'_> {
         let CltomaFusePosixLock { msgid, inode, reqid, owner, pid, cmd, kind, start, end } = *packet;
         let request = LockRequest { session: self.session, owner, msgid, reqid };
         let wanted = RangeWanted { pid, kind, start, end };
-        let reply = self.core.namespace.posix_lock(self.now, inode, request, cmd, &wanted);
+        let reply = self.core.namespace.posix_lock(self.core.time, inode, request, cmd, &wanted);
         self.lock_reply(msgid, reply);
     }
 

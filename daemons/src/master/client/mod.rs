@@ -107,7 +107,7 @@ pub(super) async fn serve(master: Shared, stream: Stream) {
         }
     };
     outbox.close();
-    let registered = master.with(|core, now| disconnect(core, id, now));
+    let registered = master.with(|core, _| disconnect(core, id));
     match registered {
         Some(session) => info!(client = %peer, %session, %reason, "client disconnected"),
         None if reason == crate::connection::Gone::Closed.to_string() => {
@@ -141,7 +141,7 @@ fn handle(master: &Shared, id: u64, header: Header, payload: &[u8]) -> Result<()
         CltomaFuseRegister::TYPE => {
             let packet = CltomaFuseRegister::decode(payload).map_err(bad)?;
             let random = [(); 4].map(|()| master.ring.random_u64());
-            return master.with(|core, now| register::register(core, id, packet, random, now));
+            return master.with(|core, _| register::register(core, id, packet, random));
         }
         500..=550 if kind != wire::CltomaNodeInfo::TYPE => {
             return master.with(|core, now| admin::handle(core, id, kind, payload, now));
@@ -184,13 +184,13 @@ fn handle(master: &Shared, id: u64, header: Header, payload: &[u8]) -> Result<()
         match kind {
             CltomaFuseSustainedInodes::TYPE | 499 => {
                 let packet = CltomaFuseSustainedInodes::decode(payload).map_err(bad)?;
-                request.core.namespace.sustained_inodes(now, session, &packet.inodes);
+                request.core.namespace.sustained_inodes(request.core.time, session, &packet.inodes);
                 return Ok(());
             }
             CltomaFuseAmtimeInodes::TYPE => {
                 let packet = CltomaFuseAmtimeInodes::decode(payload).map_err(bad)?;
                 for entry in packet.entries {
-                    request.core.namespace.amtime(now, session, entry.inode, entry.atime, entry.mtime);
+                    request.core.namespace.amtime(request.core.time, session, entry.inode, entry.atime, entry.mtime);
                 }
                 return Ok(());
             }
@@ -224,7 +224,7 @@ fn not_supported(request: &mut Request<'_>, kind: u32, payload: &[u8]) -> Result
 }
 
 /// The connection is gone: nobody waits on it any more. Returns the session that it belonged to.
-fn disconnect(core: &mut Core, id: u64, now: u32) -> Option<SessionId> {
+fn disconnect(core: &mut Core, id: u64) -> Option<SessionId> {
     let link = core.clients.remove(&id)?;
     for parked in core.parked.values_mut() {
         parked.retain(|_, parked| parked.connection != id);
@@ -234,7 +234,7 @@ fn disconnect(core: &mut Core, id: u64, now: u32) -> Option<SessionId> {
     core.waiting.retain(|_, waiting| waiting.connection != id);
     let session = link.session?;
     if !core.clients.values().any(|other| other.session == Some(session))
-        && let Err(status) = core.namespace.session_disconnected(now, session)
+        && let Err(status) = core.namespace.session_disconnected(core.time, session)
     {
         debug!(%session, %status, "a session that is gone loses its connection");
     }
@@ -270,7 +270,7 @@ impl Core {
 
 impl Request<'_> {
     fn caller<'b>(&self, uid: u32, gids: &'b [u32]) -> Caller<'b> {
-        Caller { session: self.session, version: self.link.version, uid, gids, now: self.now }
+        Caller { session: self.session, version: self.link.version, uid, gids, now: self.core.time }
     }
 
     fn status(&mut self, msgid: u32, status: Status) {

@@ -112,8 +112,8 @@ impl Request<'_> {
             mode: packet.mode,
             uid: packet.attruid,
             gid: packet.attrgid,
-            atime: packet.atime,
-            mtime: packet.mtime,
+            atime: packet.atime.into(),
+            mtime: packet.mtime.into(),
             winattr: Some(packet.winattr),
             sugid_clear_mode: packet.sugidclearmode,
         };

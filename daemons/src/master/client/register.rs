@@ -12,13 +12,7 @@ use crate::master::core::Core;
 use crate::master::exports::{Grant, Request};
 
 /// One register packet. An error is the reason to hang up.
-pub(super) fn register(
-    core: &mut Core,
-    id: u64,
-    packet: CltomaFuseRegister,
-    random: [u64; 4],
-    now: u32,
-) -> Result<(), String> {
+pub(super) fn register(core: &mut Core, id: u64, packet: CltomaFuseRegister, random: [u64; 4]) -> Result<(), String> {
     let link = core.clients.get(&id).ok_or("the connection is closed")?;
     let is_close = matches!(packet, CltomaFuseRegister::CloseSession { .. });
     if is_close != link.session.is_some() {
@@ -33,13 +27,13 @@ pub(super) fn register(
             link.outbox.push(&answer(&MatoclFuseRegister::Random(challenge), VersionWord(0)));
         }
         CltomaFuseRegister::NewSession(wanted) | CltomaFuseRegister::NewMetaSession(wanted) => {
-            new_session(core, id, &wanted, now);
+            new_session(core, id, &wanted);
         }
         CltomaFuseRegister::Reconnect { sessionid, version, metaid } => {
-            reconnect(core, id, (sessionid, version, metaid), Class::Mount, now);
+            reconnect(core, id, (sessionid, version, metaid), Class::Mount);
         }
         CltomaFuseRegister::Tools { sessionid, version, metaid } => {
-            reconnect(core, id, (sessionid, version, metaid), Class::Tool, now);
+            reconnect(core, id, (sessionid, version, metaid), Class::Tool);
         }
         CltomaFuseRegister::CloseSession { sessionid, metaid } => close_session(core, id, sessionid, metaid),
     }
@@ -63,15 +57,15 @@ fn answer(packet: &MatoclFuseRegister, client: VersionWord) -> Vec<u8> {
     out
 }
 
-fn new_session(core: &mut Core, id: u64, wanted: &NewSession, now: u32) {
+fn new_session(core: &mut Core, id: u64, wanted: &NewSession) {
     let Some(link) = core.clients.get_mut(&id) else { return };
     link.version = wanted.version;
     let link = link.clone();
-    match admit(core, &link, wanted, now) {
+    match admit(core, &link, wanted) {
         Ok((session, params)) => {
             let is_meta = wanted.path.is_none();
             info!(%session, ip = %link.ip, version = %wanted.version, info = %params.info.escape_ascii(), "session registered");
-            attach(core, id, session, Class::Mount, now);
+            attach(core, id, session, Class::Mount);
             let packet =
                 if is_meta { meta_answer(core, session, &params) } else { session_answer(core, session, &params) };
             core.reply_and_keep_alive(&link.outbox, answer(&packet, wanted.version), client_keep_alive());
@@ -84,12 +78,7 @@ fn new_session(core: &mut Core, id: u64, wanted: &NewSession, now: u32) {
 }
 
 /// The exports decide; then the session is made, or a known one is moved to the present rules. Spec 30, 3.2.
-fn admit(
-    core: &mut Core,
-    link: &super::Link,
-    wanted: &NewSession,
-    now: u32,
-) -> Result<(SessionId, SessionParams), Status> {
+fn admit(core: &mut Core, link: &super::Link, wanted: &NewSession) -> Result<(SessionId, SessionParams), Status> {
     let path = wanted.path.as_ref().map(|path| path.0.strip_suffix(&[0]).unwrap_or(&path.0));
     let proof = link.challenge.as_ref().zip(wanted.passcode.as_ref());
     let request = Request { ip: link.ip, version: wanted.version, path, proof };
@@ -107,11 +96,11 @@ fn admit(
         .filter(|session| same_metadata && session.0 != 0 && core.namespace.session(*session).is_some());
     let session = match known {
         Some(session) => {
-            core.namespace.session_change(now, session, params.clone())?;
+            core.namespace.session_change(core.time, session, params.clone())?;
             core.closed_sessions.remove(&session);
             session
         }
-        None => core.namespace.session_add(now, params.clone()),
+        None => core.namespace.session_add(core.time, params.clone()),
     };
     Ok((session, params))
 }
@@ -137,13 +126,13 @@ fn params(core: &Core, link: &super::Link, grant: &Grant, root: Inode, info: &[u
     }
 }
 
-fn attach(core: &mut Core, id: u64, session: SessionId, class: Class, now: u32) {
+fn attach(core: &mut Core, id: u64, session: SessionId, class: Class) {
     if let Some(link) = core.clients.get_mut(&id) {
         link.session = Some(session);
         link.class = class;
     }
     if core.namespace.session(session).is_some_and(|session| session.disconnected != 0)
-        && let Err(status) = core.namespace.session_connected(now, session)
+        && let Err(status) = core.namespace.session_connected(core.time, session)
     {
         warn!(%session, %status, "cannot note that a session is connected");
     }
@@ -189,7 +178,6 @@ fn reconnect(
     id: u64,
     (session, version, metaid): (SessionId, VersionWord, Option<MetaId>),
     class: Class,
-    now: u32,
 ) {
     let Some(link) = core.clients.get_mut(&id) else { return };
     link.version = version;
@@ -214,7 +202,7 @@ fn reconnect(
         return;
     }
     core.closed_sessions.remove(&session);
-    attach(core, id, session, class, now);
+    attach(core, id, session, class);
     match class {
         Class::Mount => core.reply_and_keep_alive(&link.outbox, packet, client_keep_alive()),
         _ => core.reply(&link.outbox, packet),

@@ -18,9 +18,11 @@ use crate::class::StorageClass;
 use crate::locks::{LockKind, LockOwner, RangeLock};
 use crate::namespace::{Namespace, Policy};
 use crate::node::{Edge, FIRST_EDGE_ID, Node, mark};
+use crate::owners::Ownership;
 use crate::quota::{Limits, Quota};
 use crate::session::{Session, SessionParams};
 use crate::state::{ROOT, ServerEntry, State};
+use crate::times::Times;
 
 /// A bit of a session's flags that only a replaying master sets. Spec 50, 7.
 const INTERNAL: u8 = 0x80;
@@ -37,7 +39,7 @@ pub struct Imported {
 /// Gives metadata without an identity one, as a MooseFS master does at its start. One change, as any other.
 pub fn name(namespace: &mut Namespace, meta_id: MetaId, now: u32) {
     if namespace.meta_id().0 == 0 {
-        let named = namespace.commit(now, &Change::SetMetaId { meta_id: meta_id.0 });
+        let named = namespace.commit(now.into(), &Change::SetMetaId { meta_id: meta_id.0 });
         named.expect("metadata without an identity takes any");
     }
 }
@@ -310,12 +312,12 @@ impl Builder {
         let mut node = Node::new(kind, record.mode);
         node.set_eattr(record.eattr);
         node.set_winattr(record.winattr.unwrap_or(0));
-        node.owner = state.owner_handle(record.uid, record.gid);
-        (node.atime, node.mtime, node.ctime) = (record.atime, record.mtime, record.ctime);
-        node.trash_hours = match record.trash_time {
+        let times = Times { atime: record.atime.into(), mtime: record.mtime.into(), ctime: record.ctime.into() };
+        let trash_hours = match record.trash_time {
             TrashTime::Hours(hours) => hours,
             TrashTime::Seconds(seconds) => trash_hours(seconds),
         };
+        let ownership = Ownership { uid: record.uid, gid: record.gid, trash_hours };
         if matches!(kind, NodeKind::File | NodeKind::Directory | NodeKind::Trash | NodeKind::Sustained) {
             let class = record.class;
             let is_defined = state.classes.get(class).is_some();
@@ -323,20 +325,20 @@ impl Builder {
             node.class = class;
         }
         match &record.data {
-            NodeData::Nothing => state.insert_node(inode, node),
+            NodeData::Nothing => state.insert_node(inode, node, ownership, &times),
             NodeData::Device(rdev) => {
                 node.set_rdev(*rdev);
-                state.insert_node(inode, node);
+                state.insert_node(inode, node, ownership, &times);
             }
             NodeData::Target(target) => {
                 must(!target.is_empty(), || format!("symlink {inode} has no target"))?;
-                state.insert_node(inode, node);
+                state.insert_node(inode, node, ownership, &times);
                 state.set_target(inode, target);
             }
             NodeData::File { length, chunks, sessions } => {
                 must(*length <= FILE_BYTES_MAX, || format!("file {inode} is too long"))?;
                 node.set_length(*length);
-                state.insert_node(inode, node);
+                state.insert_node(inode, node, ownership, &times);
                 for (index, id) in (0..=CHUNK_INDEX_MAX).zip(words_of::<8>(chunks)).filter(|(_, id)| *id != 0) {
                     let slot = match state.chunks.find(id) {
                         Some(slot) => slot,

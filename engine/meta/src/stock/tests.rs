@@ -205,7 +205,7 @@ fn a_file_of_1_6_comes_in() {
     let mut namespace = loader.finish(Policy::default(), NOW).unwrap().namespace;
     let state = &namespace.state;
     let file = *state.node(2).unwrap();
-    assert_eq!((file.mode(), file.eattr(), file.links, file.trash_hours), (0o644, 1, 2, 3));
+    assert_eq!((file.mode(), file.eattr(), file.links, state.trash_hours(&file)), (0o644, 1, 2, 3));
     assert_eq!(state.find_child(1, b"two"), Some(2));
     assert_eq!(state.chunks.at(state.chunk_of(&file, 0)).version.0, 6);
     assert!(state.is_open_by(wire::SessionId(4), 2));

@@ -11,6 +11,7 @@ use crate::locks::{LockKind, RangeLock};
 use crate::namespace::Namespace;
 use crate::node::Node;
 use crate::state::{ROOT, State};
+use crate::times::Times;
 
 const SIGNATURE: &[u8; 8] = b"MFSM 2.0";
 /// Counters of operations that a session's record has for each of two hours. Spec 50, 4.1.
@@ -213,8 +214,9 @@ fn put_node(state: &State, inode: u32, out: &mut Vec<u8>) {
     inode.put(out);
     out.extend([node.class, node.eattr(), node.winattr()]);
     node.mode().put(out);
-    put_words(&[uid, gid, node.atime, node.mtime, node.ctime], out);
-    node.trash_hours.put(out);
+    let Times { atime, mtime, ctime } = state.times(node);
+    put_words(&[uid, gid, atime.seconds(), mtime.seconds(), ctime.seconds()], out);
+    state.trash_hours(node).put(out);
     if node.has_data() {
         node.length().put(out);
         let slots = state.slots(node).min(CHUNK_INDEX_MAX);

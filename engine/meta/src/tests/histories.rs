@@ -89,6 +89,7 @@ impl History {
 
     fn step(&mut self) {
         self.world.now += self.random.below(3) as u32;
+        self.world.nanos = self.random.below(1_000_000_000) as u32;
         match self.random.below(20) {
             0..=3 => self.make(NodeKind::File),
             4..=5 => self.make(NodeKind::Directory),
@@ -206,7 +207,7 @@ impl History {
     fn write(&mut self) {
         let inode = self.node();
         let index = self.random.below(3) as u32;
-        let (session, now) = (self.world.session, self.world.now);
+        let (session, now) = (self.world.session, self.world.time());
         let target = self.world.ns.check_write(session, VersionWord::OURS, Inode(inode), index);
         let is_file = self.world.ns.kind(session, Inode(inode)) == Ok(NodeKind::File);
         assert_eq!(target.is_ok(), is_file);
@@ -234,7 +235,7 @@ impl History {
         match self.world.ns.truncate(&root, Inode(inode), 0, length) {
             Ok(Truncate::Done { .. }) => {}
             Ok(Truncate::Chunk { index, .. }) => {
-                let grant = self.world.ns.grant_truncate(self.world.now, Inode(inode), index).unwrap();
+                let grant = self.world.ns.grant_truncate(self.world.time(), Inode(inode), index).unwrap();
                 self.world.ns.truncate_finish(&root, Inode(inode), 0, length, grant.chunk).unwrap();
             }
             Err(status) => {
@@ -246,9 +247,9 @@ impl History {
     }
 
     fn other(&mut self) {
-        let (inode, root, now) = (Inode(self.node()), self.world.root(), self.world.now);
+        let (inode, root, now) = (Inode(self.node()), self.world.root(), self.world.time());
         let session = self.world.session;
-        match self.random.below(10) {
+        match self.random.below(12) {
             0 => {
                 let goal = 1 + self.random.below(9) as u8;
                 let _ = self.world.ns.set_class(&root, inode, ClassChange::Goal(goal), smode::RECURSIVE);
@@ -287,6 +288,19 @@ impl History {
                 }
             }
             8 => self.snapshot(),
+            9 => {
+                use crate::setattr_flags::{ATIME, GID, MTIME, UID};
+                let mut time = || Time(self.random.next().cast_signed() >> self.random.below(60));
+                let (atime, mtime) = (time(), time());
+                let (mask, uid) =
+                    (self.random.below(256) as u8 & (ATIME | MTIME | UID | GID), self.random.below(3) as u32);
+                let set = crate::SetAttr { mask, uid, gid: 7, atime, mtime, ..Default::default() };
+                let _ = self.world.ns.setattr(&root, inode, false, &set);
+            }
+            10 => {
+                let near = now.0 + self.random.below(1 << 32).cast_signed() - (1 << 31);
+                self.world.ns.amtime(now, session, inode, Time(near), Time(near + 5));
+            }
             _ => {
                 let _ = self.world.ns.set_xattr(&root, inode, false, b"user.a,b(c)%", &[0, 255, b'\n'], 0);
             }
@@ -379,7 +393,7 @@ fn a_journal_cut_at_any_byte_gives_the_state_after_its_last_whole_line() {
         let sound = line_ends.range(..=cut).next_back().copied().unwrap_or(0);
         assert_eq!(survey.sound_bytes, sound);
         if let Some(digest) = digests.get(&cut) {
-            let mut again = Namespace::from_state(crate::state::State::new(START), Policy::default());
+            let mut again = Namespace::from_state(crate::state::State::new(START.into()), Policy::default());
             again.replay_lines(&journal[..survey.sound_bytes]).unwrap();
             assert_eq!(again.digest(), *digest, "cut at {cut}");
         }
@@ -394,13 +408,13 @@ fn replay_stops_at_a_gap_and_at_a_line_that_does_not_fit() {
     world.mkdir(ROOT, "b");
     let journal = world.ns.take_journal().bytes;
     let lines: Vec<&[u8]> = journal.split_inclusive(|byte| *byte == b'\n').collect();
-    let fresh = || Namespace::from_state(crate::state::State::new(START), Policy::default());
+    let fresh = || Namespace::from_state(crate::state::State::new(START.into()), Policy::default());
     let gap = [lines[0], lines[1], lines[3]].concat();
     assert_eq!(fresh().replay_lines(&gap), Err(ReplayError::Gap { expected: 3, found: 4 }));
     // The same lines on a state that has the name already.
     let mut other = fresh();
     other.replay_lines(&[lines[0], lines[1]].concat()).unwrap();
-    let root = Caller { session: SessionId(1), version: VersionWord::OURS, uid: 0, gids: &[0], now: START };
+    let root = Caller { session: SessionId(1), version: VersionWord::OURS, uid: 0, gids: &[0], now: START.into() };
     other.mkdir(&root, ROOT, b"b", 0o777, 0, true).unwrap();
     let refused = other.replay_lines(lines[3]).unwrap_err();
     assert!(matches!(refused, ReplayError::Refused { version: 4, status: Status::EEXIST, .. }), "{refused}");
@@ -410,7 +424,7 @@ fn replay_stops_at_a_gap_and_at_a_line_that_does_not_fit() {
     third.rmdir(&root, ROOT, b"x").unwrap();
     let mut wrong = Vec::new();
     let entry = crate::journal::parse(lines[3].strip_suffix(b"\n").unwrap()).unwrap();
-    crate::journal::format(5, START, &entry.change, &crate::journal::Outcome::of([2]), &mut wrong);
+    crate::journal::format(5, START.into(), &entry.change, &crate::journal::Outcome::of([2]), &mut wrong);
     let mismatch = third.replay_lines(&wrong).unwrap_err();
     assert!(matches!(mismatch, ReplayError::Mismatch { version: 5, .. }), "{mismatch}");
 }

@@ -7,9 +7,10 @@ mod locks;
 mod names;
 mod permissions;
 mod snapshots;
+mod times;
 mod trash;
 
-use wire::{Attr, Inode, MetaId, NodeKind, SessionId, Status, VersionWord};
+use wire::{Attr, Inode, MetaId, NodeKind, SessionId, Status, Time, VersionWord};
 
 use crate::session::SessionParams;
 use crate::{Caller, DirEntry, Namespace, Policy, READDIR_START};
@@ -22,14 +23,16 @@ const ROOT: Inode = Inode::ROOT;
 struct World {
     ns: Namespace,
     session: SessionId,
+    /// Seconds, and nanoseconds behind them.
     now: u32,
+    nanos: u32,
 }
 
 impl World {
     fn new() -> World {
         let mut ns = Namespace::new(META_ID, Policy::default(), START);
         let session = ns.session_add(START, SessionParams::full_access());
-        World { ns, session, now: START }
+        World { ns, session, now: START, nanos: 0 }
     }
 
     fn session_with(&mut self, change: impl FnOnce(&mut SessionParams)) -> SessionId {
@@ -39,7 +42,11 @@ impl World {
     }
 
     fn caller<'a>(&self, uid: u32, gids: &'a [u32]) -> Caller<'a> {
-        Caller { session: self.session, version: VersionWord::OURS, uid, gids, now: self.now }
+        Caller { session: self.session, version: VersionWord::OURS, uid, gids, now: self.time() }
+    }
+
+    fn time(&self) -> Time {
+        Time::at(i64::from(self.now), self.nanos)
     }
 
     fn root(&self) -> Caller<'static> {
@@ -78,7 +85,7 @@ impl World {
     /// The journal so far gives the same state again, and an image of that is the same state, too.
     fn check_replay(&mut self, journal: &mut Vec<u8>) {
         journal.extend(self.ns.take_journal().bytes);
-        let state = crate::state::State::new(START);
+        let state = crate::state::State::new(START.into());
         let mut again = Namespace::from_state(state, Policy::default());
         again.replay_lines(journal).unwrap();
         assert_eq!(again.version(), self.ns.version());

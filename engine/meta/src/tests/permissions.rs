@@ -80,7 +80,15 @@ fn only_root_and_owner_change_attributes_and_only_to_what_is_theirs() {
         let found = world.ns.setattr(&caller, file, false, &set).map_or_else(|status| status, |_| Status::OK);
         assert_eq!(found, expected, "{uid} {gids:?} {set:?}");
     };
-    let set = |mask: u8| SetAttr { mask, mode: 0o600, uid: 10, gid: 20, atime: 5, mtime: 6, ..SetAttr::default() };
+    let set = |mask: u8| SetAttr {
+        mask,
+        mode: 0o600,
+        uid: 10,
+        gid: 20,
+        atime: Time(5),
+        mtime: Time(6),
+        ..SetAttr::default()
+    };
     check(11, &[20], set(MODE), Status::EPERM);
     check(11, &[20], set(ATIME), Status::EPERM);
     check(11, &[20], set(ATIME_NOW), Status::EACCES);
@@ -93,7 +101,7 @@ fn only_root_and_owner_change_attributes_and_only_to_what_is_theirs() {
     check(11, &[1], set(ATIME_NOW | MTIME_NOW), Status::OK);
     check(10, &[30], set(ATIME | MTIME), Status::OK);
     let attr = world.attr(file);
-    assert_eq!((attr.mode, attr.gid, attr.atime, attr.mtime, attr.ctime), (0o666, 31, 5, 6, START));
+    assert_eq!((attr.mode, attr.gid, attr.atime, attr.mtime, attr.ctime), (0o666, 31, Time(5), Time(6), START.into()));
 }
 
 #[test]

@@ -23,7 +23,7 @@ fn a_removed_file_waits_in_the_trash_until_its_time_has_passed() {
     let usage = world.ns.usage(world.session);
     assert_eq!((usage.inodes, usage.trash_bytes), (2, 500));
     let attr = world.ns.detached_attr(meta.session, file, 1).unwrap();
-    assert_eq!((attr.kind, attr.nlink, attr.ctime), (NodeKind::File, 0, world.now));
+    assert_eq!((attr.kind, attr.nlink, attr.ctime.seconds()), (NodeKind::File, 0, world.now));
     assert_eq!(world.ns.detached_attr(meta.session, file, 2), Err(Status::ENOENT));
     assert_eq!(world.ns.detached_attr(meta.session, directory, 0), Err(Status::ENOENT));
     assert_eq!(world.ns.trash_list(world.session, None), Err(Status::EPERM));
