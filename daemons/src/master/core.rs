@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use ::charts::Charts;
 use meta::Namespace;
 use meta::chunks::{Chunks, Command, Effect, Effects, Notice, ServerId};
 use ring::local::OneshotSender;
@@ -12,9 +13,11 @@ use wire::{
     MatocsTruncate, Packet, SessionId, Status,
 };
 
+use super::charts::{self, Tally, Work};
 use super::chunkserver;
 use super::client::{self, cache::DataCache};
 use super::exports::Exports;
+use super::heavy_load::Grace;
 use super::images::LastImage;
 use super::journal::Queue;
 use super::metalogger::Loggers;
@@ -46,6 +49,12 @@ pub(super) struct Core {
     /// Chunks whose writers the last master did not hear the end of. See `client::data`.
     pub(super) unfinished_chunks: BTreeSet<ChunkId>,
     pub(super) operations: client::operations::Operations,
+    pub(super) tally: Tally,
+    pub(super) grace: Grace,
+    pub(super) charts: Charts,
+    /// `None` before the charts' task has begun.
+    pub(super) account: Option<charts::Account>,
+    pub(super) cpu: charts::CpuUse,
     pub(super) started: u32,
     pub(super) last_image: LastImage,
     /// Known chunkservers that are away, since when this master misses them.
@@ -97,6 +106,11 @@ impl Core {
             closed_sessions: BTreeSet::new(),
             unfinished_chunks: loaded.unfinished_chunks,
             operations: client::operations::Operations::default(),
+            tally: Tally::default(),
+            grace: Grace::default(),
+            charts: Charts::new(&charts::KIND, u64::from(now / 60)),
+            account: None,
+            cpu: charts::CpuUse::default(),
             started: now,
             last_image: LastImage::default(),
             absent_since: BTreeMap::new(),
@@ -223,6 +237,7 @@ impl Core {
     /// Commands wait until everything that was decided before is durable: a deletion, above all, must not overtake it.
     fn send_command(&mut self, server: ServerId, command: Command) {
         let Some(link) = self.servers.get(&server) else { return };
+        self.tally.sent(work_of(command));
         let packet = encode_command(command);
         let version = self.namespace.version();
         if self.journal.is_durable(version) {
@@ -356,6 +371,18 @@ impl Core {
 
 /// Names of our extensions to the protocol that this master serves, separated by commas. None yet.
 const EXTENSIONS: &str = "";
+
+fn work_of(command: Command) -> Work {
+    match command {
+        Command::Create { .. } => Work::Create,
+        Command::Delete { .. } => Work::Delete,
+        Command::Replicate { .. } => Work::Replicate,
+        Command::SetVersion { .. }
+        | Command::Duplicate { .. }
+        | Command::Truncate { .. }
+        | Command::DuplicateTruncate { .. } => Work::Change,
+    }
+}
 
 fn encode_command(command: Command) -> Vec<u8> {
     match command {

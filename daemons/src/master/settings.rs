@@ -8,6 +8,7 @@ use meta::chunks;
 use tracing::warn;
 use wire::MetaId;
 
+use super::heavy_load::Limits as HeavyLoadLimits;
 use crate::config::{self, Config};
 
 /// Settings of a master. Everything that `run` needs to know: it reads no configuration itself, except the exports.
@@ -49,6 +50,7 @@ pub struct Settings {
     pub temporary_maintenance_seconds: u32,
     /// CS_DAYS_TO_REMOVE_UNUSED; 0 = never.
     pub remove_unused_days: u32,
+    pub heavy_load: HeavyLoadLimits,
     pub policy: Policy,
     pub chunks: chunks::Settings,
     /// Options as written, for GET_CONFIG.
@@ -87,6 +89,7 @@ impl Default for Settings {
             maintenance_seconds: 0,
             temporary_maintenance_seconds: 1800,
             remove_unused_days: 7,
+            heavy_load: HeavyLoadLimits::default(),
             policy: Policy::default(),
             chunks: chunks::Settings::default(),
             options: Vec::new(),
@@ -123,6 +126,11 @@ impl Settings {
             remove_unused_days: match config.number("CS_DAYS_TO_REMOVE_UNUSED", 7u32, 0..=u32::MAX) {
                 366.. => 0,
                 days => days,
+            },
+            heavy_load: HeavyLoadLimits {
+                load: config.number("CS_HEAVY_LOAD_THRESHOLD", 150u32, 0..=u32::MAX),
+                ratio: config.float("CS_HEAVY_LOAD_RATIO_THRESHOLD", 3.0),
+                grace_seconds: config.number("CS_HEAVY_LOAD_GRACE_PERIOD", 900u32, 0..=u32::MAX),
             },
             policy: Policy {
                 atime_mode: config.number("ATIME_MODE", 2u8, 0..=4),

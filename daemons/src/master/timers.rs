@@ -68,6 +68,7 @@ fn second(core: &mut Core, now: u32) {
         core.warn_of_quarantined();
     }
     end_maintenance(core, now);
+    core.spare_loaded(now);
     if now.is_multiple_of(FORGET_SERVERS_EVERY_SECONDS) {
         forget_servers(core, now);
     }

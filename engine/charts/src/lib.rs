@@ -113,6 +113,11 @@ impl Charts {
         }
     }
 
+    /// What came since the newest point joins it: the server stops, and its minute will not end.
+    pub fn join_newest(&mut self, sample: &[u64]) {
+        self.add(self.minute, sample);
+    }
+
     /// Makes room for the points between the newest one and `minute`.
     fn go_to(&mut self, minute: u64) {
         for ranges in &mut self.points {
