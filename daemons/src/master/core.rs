@@ -14,9 +14,11 @@ use wire::{
 };
 
 use super::charts::{self, Tally, Work};
+use super::chunk_loop::ChunkLoop;
 use super::chunkserver;
 use super::client::{self, cache::DataCache};
 use super::exports::Exports;
+use super::file_check::FileCheck;
 use super::heavy_load::Grace;
 use super::images::LastImage;
 use super::journal::Queue;
@@ -51,6 +53,8 @@ pub(super) struct Core {
     pub(super) operations: client::operations::Operations,
     pub(super) tally: Tally,
     pub(super) grace: Grace,
+    pub(super) chunk_loop: ChunkLoop,
+    pub(super) file_check: FileCheck,
     pub(super) charts: Charts,
     /// `None` before the charts' task has begun.
     pub(super) account: Option<charts::Account>,
@@ -108,6 +112,8 @@ impl Core {
             operations: client::operations::Operations::default(),
             tally: Tally::default(),
             grace: Grace::default(),
+            chunk_loop: ChunkLoop::default(),
+            file_check: FileCheck::default(),
             charts: Charts::new(&charts::KIND, u64::from(now / 60)),
             account: None,
             cpu: charts::CpuUse::default(),

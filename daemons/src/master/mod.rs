@@ -15,10 +15,12 @@
 //! wait. A packet that tells of a change leaves when its journal line is durable (`journal`). Decisions are in `meta`.
 
 mod charts;
+mod chunk_loop;
 mod chunkserver;
 mod client;
 mod core;
 mod exports;
+mod file_check;
 mod heavy_load;
 mod images;
 mod journal;
@@ -177,6 +179,7 @@ pub async fn run(
         ring.spawn(timers::plan(master.clone())),
         ring.spawn(timers::every_second(master.clone())),
         ring.spawn(charts::keep(master.clone())),
+        ring.spawn(file_check::keep_checking(master.clone())),
     ];
     let saver = ring.spawn(images::save_hourly(master.clone()));
     ready();

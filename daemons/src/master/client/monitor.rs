@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use meta::chunks::{Census, CopyKind};
+use meta::chunks::{Census, CopyKind, Queue};
 use meta::class::LabelSets;
 use meta::locks::LockKind;
 use wire::{ChunkId, Field, Inode, Input, Name, SessionId};
 
 use crate::master::core::Core;
+use crate::master::file_check::Found;
 
 const FSTEST_INFO: u32 = 512;
 const CHUNKSTEST_INFO: u32 = 514;
@@ -30,7 +31,7 @@ const SIDE: usize = 11;
 /// The payload of the answer, if the question is one of this module's.
 pub(super) fn answer(core: &Core, kind: u32, payload: &[u8], now: u32) -> Option<Vec<u8>> {
     match (kind, payload.len()) {
-        (FSTEST_INFO, 0 | 1) => Some(vec![0; if payload.is_empty() { 36 } else { 44 }]), // no loop over files: no data
+        (FSTEST_INFO, 0 | 1) => Some(files_found(core, !payload.is_empty())),
         (CHUNKSTEST_INFO, 0) => Some(loop_statistics(core)),
         (CHUNKS_MATRIX, 0) => Some(matrices(core, now)),
         (CHUNKS_MATRIX, 1) => Some(numbers(&matrix(core, payload[0]))),
@@ -54,12 +55,41 @@ fn numbers(values: &[u32]) -> Vec<u8> {
 
 /// Spec 70, 4.6.
 fn loop_statistics(core: &Core) -> Vec<u8> {
-    let found = core.chunks.statistics();
-    let mut values = [0u32; 18];
-    (values[0], values[1]) = (found.sweep_started, found.sweep_ended);
-    (values[2], values[4], values[8]) = (found.deleted_invalid, found.deleted_unused, found.deleted_overgoal);
-    (values[10], values[14]) = (found.replicated_undergoal, found.rebalanced);
-    numbers(&values)
+    let report = &core.chunk_loop.last;
+    let done = &report.done;
+    numbers(&[
+        report.began,
+        report.ended,
+        done.deleted_invalid,
+        report.waiting(Queue::Cleanup),
+        done.deleted_unused,
+        report.waiting(Queue::Unused),
+        done.deleted_marked,
+        0, // such a copy goes only where that makes room, and then at once
+        done.deleted_overgoal,
+        report.waiting(Queue::Overgoal),
+        done.replicated_undergoal,
+        report.undergoal(),
+        done.replicated_labels,
+        report.waiting(Queue::WrongLabel),
+        done.rebalanced,
+        report.waiting(Queue::WrongLabel),
+        report.locked.unused,
+        report.locked.used,
+    ])
+}
+
+/// The last round over all files. Spec 70, 4.5.
+fn files_found(core: &Core, with_detached: bool) -> Vec<u8> {
+    let nothing = Found::default();
+    let found = core.file_check.last.as_ref().unwrap_or(&nothing);
+    let mut out = numbers(&[found.began, found.ended, found.files, found.undergoal_files, found.missing_files]);
+    if with_detached {
+        out.extend(numbers(&[found.missing_trash_files, found.missing_sustained_files]));
+    }
+    out.extend(numbers(&[found.chunks, found.undergoal_chunks, found.missing_chunks]));
+    put_text(&found.message, &mut out);
+    out
 }
 
 /// Chunks by goal (rows) and copies (columns). `which`: 0 all copies, 1 only those on disks that stay. Spec 70, 4.7.
@@ -69,8 +99,7 @@ fn matrix(core: &Core, which: u8) -> [u32; SIDE * SIDE] {
         return cells;
     }
     for record in core.namespace.chunks() {
-        let class = core.namespace.class(record.class);
-        let goal = class.map_or(0, |class| if record.archived { class.arch.len() } else { class.keep.len() });
+        let goal = core.namespace.goal_of(&record);
         let census = core.chunks.census(record.id);
         let copies = if which == 0 { census.usable() } else { census.regular() };
         cells[goal.min(SIDE - 1) * SIDE + copies.min(SIDE - 1)] += 1;
@@ -191,18 +220,18 @@ fn open_files(core: &Core, session: SessionId) -> Vec<u8> {
     out
 }
 
-/// For each inode its paths, as a session of the whole tree sees them. Spec 70, 4.13.
+/// For each inode its paths in the whole tree. Spec 70, 4.13.
 fn paths(core: &Core, payload: &[u8]) -> Vec<u8> {
     let mut input = Input::new(payload);
     let inodes: Vec<Inode> = Field::take(&mut input).unwrap_or_default();
-    let whole = core.namespace.sessions().find(|(_, session)| session.params.root == Inode::ROOT).map(|(id, _)| id);
     let mut out = Vec::new();
     for inode in inodes.into_iter().filter(|inode| inode.0 != 0) {
-        let found = whole.and_then(|session| core.namespace.paths(session, inode).ok());
-        let mut records = Vec::new();
-        for path in found.unwrap_or_else(|| vec![b"(deleted)".to_vec()]) {
-            put_text(&path, &mut records);
+        let mut found = core.namespace.paths_in_all(inode);
+        if found.is_empty() {
+            found.push(b"(deleted)".to_vec());
         }
+        let mut records = Vec::new();
+        found.iter().for_each(|path| put_text(path, &mut records));
         inode.put(&mut out);
         put_text(&records, &mut out);
     }
