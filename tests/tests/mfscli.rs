@@ -6,12 +6,34 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use mooring_tests::cluster::{Cluster, Kind, Layout};
+use mooring_tests::daemon::Daemon;
 use mooring_tests::need::{Need, have};
-use mooring_tests::wait::wait_for;
+use mooring_tests::wait::{comes_true, wait_for};
 
 const NEEDS: &[Need] = &[Need::Root, Need::Fuse, Need::Stock, Need::Mooring];
-/// Sections whose text must be the same.
-const SAME: &[&str] = &["-SLI", "-SIC", "-SMF", "-SMB", "-SEX", "-SMS", "-SOF", "-SAL", "-SMO", "-SQU", "-SSC", "-SRS"];
+
+/// Every section but the charts, and what must occur in it, so that nothing is compared with nothing.
+const SECTIONS: &[(&str, &[&str])] = &[
+    ("-SIN", &["metadata servers:", "total space", "nodes", "chunkclass stable", "chunk loop", "check loop"]),
+    ("-SIM", &["metadata servers:"]),
+    ("-SLI", &[]),
+    ("-SIG", &["trash files\t2", "sustained files\t1", "all fs objects"]),
+    ("-SMU", &["nodes", "quota"]),
+    ("-SIC", &["goal/copies/chunks:", "chunkclass stable"]),
+    ("-SIL", &["chunk loop", "check loop"]),
+    ("-SMF", &[]),
+    ("-SCS", &["10.77.0.11", "10.77.0.12", "A", "B"]),
+    ("-SMB", &["3.0.117"]),
+    ("-SHD", &["chunkserver0/hdd", "chunkserver1/hdd"]),
+    ("-SEX", &["10.99.255.255", "10.98.0.9"]),
+    ("-SMS", &["FOLDER/mnt0", "FOLDER/mnt1", "FOLDER/meta2"]),
+    ("-SRS", &["strict", "open file", "lock"]),
+    ("-SSC", &["strict", "second"]),
+    ("-SOF", &["held", "folder/file"]),
+    ("-SAL", &["POSIX"]),
+    ("-SMO", &["FOLDER/mnt0"]),
+    ("-SQU", &["/folder", "/narrow"]),
+];
 
 #[test]
 fn sections_of_mfscli_are_those_of_a_stock_master() {
@@ -19,27 +41,52 @@ fn sections_of_mfscli_are_those_of_a_stock_master() {
         return;
     }
     not_at_the_end_of_an_hour();
-    let mut ours = Cluster::start("cli-ours", Layout::new(Kind::Mooring, &[Kind::Stock]));
-    let mut stock = Cluster::start_beside(&ours, "cli-stock", Layout::new(Kind::Stock, &[Kind::Stock]));
-    let mut made = Vec::new();
-    for cluster in [&mut ours, &mut stock] {
+    let layout = |master: Kind, second: Kind| {
+        let mut layout = Layout::new(master, &[Kind::Stock, second]);
+        layout.labels = [(0, "A"), (1, "B")].into();
+        layout.exports = EXPORTS.into();
+        layout.master_extra = "CHUNKS_LOOP_MIN_TIME = 3600\n".into(); // no loop ends here, and all say so
+        layout
+    };
+    let ours = Cluster::start("cli-ours", layout(Kind::Mooring, Kind::Mooring));
+    let stock = Cluster::start_beside(&ours, "cli-stock", layout(Kind::Stock, Kind::Stock));
+    let mut pair = [ours, stock];
+    let mut holders: Vec<Vec<Daemon>> = Vec::new();
+    let mut fitting = Vec::new();
+    for cluster in &mut pair {
         let mount = cluster.mount(Kind::Stock);
         work(cluster, &mount);
-        made.push(files_that_fit(cluster, &mount));
+        fitting.push(files_that_fit(cluster, &mount));
+        fs::create_dir(mount.join("below")).unwrap();
+        cluster.mount_with(Kind::Stock, &["-S", "below", "-o", "ro"]);
+        cluster.mount_meta();
+        classes(cluster, &mount);
+        fs::write(mount.join("held"), b"held").unwrap();
+        fs::write(mount.join("thrown away"), b"trash").unwrap();
+        tool(cluster, &["mfssettrashtime", "0"], &mount.join("held"));
+        fs::remove_file(mount.join("thrown away")).unwrap();
+        holders.push(vec![
+            hold(cluster, "held", &mount.join("held"), ""),
+            hold(cluster, "range", &mount.join("folder/file"), RANGE_LOCK),
+        ]);
+        fs::remove_file(mount.join("held")).unwrap();
+        cluster.start_metalogger_anyhow(Kind::Stock);
     }
-    assert_eq!(made[0], made[1], "files under a hard limit of three inodes");
+    assert_eq!(fitting[0], fitting[1], "files under a hard limit of three inodes");
+    let [ours, stock] = &mut pair;
     let mut wrong = Vec::new();
-    for section in SAME {
-        let (found, wanted) = (mfscli(&ours, section), mfscli(&stock, section));
-        if found != wanted {
-            wrong.push(format!("{section}: ours\n{found}\nMooseFS's\n{wanted}"));
-        }
+    for (section, needed) in SECTIONS {
+        compare(ours, stock, section, needed, &mut wrong);
     }
-    let (found, wanted) = (counts(&ours), counts(&stock));
-    assert_eq!(found, wanted, "-SIG");
+    // MooseFS's writes both kinds of locks over one another, so they are looked at one after the other.
+    for (holders, cluster) in holders.iter_mut().zip([&*ours, &*stock]) {
+        holders.pop();
+        holders.push(hold(cluster, "flock", &cluster.scratch("mnt0/folder/file"), "flock($file, 1) or die $!;"));
+    }
+    compare(ours, stock, "-SAL", &["FLOCK"], &mut wrong);
     // -SMO shows the last hour; this hour's counters are in the same packet. How often a kernel asks for the space, and
     // asks again for attributes and names when it is slow and its cache grows old, is not ours to say.
-    let (mut found, mut wanted) = (operations(&ours), operations(&stock));
+    let (mut found, mut wanted) = (operations(ours), operations(stock));
     assert!(wanted[4] > 0, "the directories were counted: {wanted:?}");
     for by_the_kernel in [0, 1, 3] {
         for counts in [&mut found, &mut wanted] {
@@ -47,7 +94,96 @@ fn sections_of_mfscli_are_those_of_a_stock_master() {
         }
     }
     assert_eq!(found, wanted, "operations of the session, in the order of Spec 70, 4.3");
+    // A server goes: what was there alone is missing.
+    for cluster in [&mut *ours, &mut *stock] {
+        cluster.stop_chunkserver(1);
+    }
+    compare(ours, stock, "-SCS", &["Disconnected", "maintenance_temp_on"], &mut wrong);
+    compare(ours, stock, "-SIC", &["chunkclass missing:\t1", "chunkclass endangered:"], &mut wrong);
+    compare(ours, stock, "-SSC", &["NO"], &mut wrong);
+    compare(ours, stock, "-SHD", &["chunkserver0/hdd"], &mut wrong);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Lines of all kinds; those for other addresses concern nobody here.
+const EXPORTS: &str = "*  / rw,alldirs,admin,maproot=0:0\n*  . rw\n\
+    10.99.0.0/16 / ro,mapall=500:600,mingoal=2,maxgoal=5,mintrashtime=1h,maxtrashtime=2d,password=word\n\
+    10.98.0.1-10.98.0.9 /folder rw,ignoregid,minversion=2.1.0,maproot=7:8,umask=0027,disable=mkfifo:unlink\n";
+
+/// Waits until a section reads the same under both masters, and has what it needs.
+fn compare(ours: &Cluster, stock: &Cluster, section: &str, needed: &[&str], wrong: &mut Vec<String>) {
+    let mut texts = (String::new(), String::new());
+    let fine = comes_true(Duration::from_secs(5), || {
+        texts = (plain(section, &mfscli(ours, section)), plain(section, &mfscli(stock, section)));
+        texts.0 == texts.1 && needed.iter().all(|text| texts.1.contains(text))
+    });
+    println!("{section}\n{}", texts.1);
+    if !fine {
+        wrong.push(format!("{section} (with {needed:?}): ours\n{}\nMooseFS's\n{}", texts.0, texts.1));
+    }
+}
+
+/// A section without what must differ between two masters, or two moments.
+fn plain(section: &str, text: &str) -> String {
+    let lines = text.lines().filter_map(|line| {
+        let columns: Vec<&str> = line.split('\t').collect();
+        let hidden: &[usize] = match (columns[0], section) {
+            // Time, number of changes, memory, CPU, and the sum over the exports' lines, whose way is each master's own.
+            ("metadata servers:", _) => &[4, 5, 7, 8, 12],
+            ("memory usage detailed info:", _) => &[2, 3],
+            ("master info:", _) => match columns[1] {
+                name if name.starts_with("CPU used") => return None, // not before a minute has ended
+                "RAM used" | "avail space" | "free space" => &[2],
+                _ => &[],
+            },
+            // Who came first, space that is used on a disk of this machine, and what disks did in the last minute.
+            ("chunk servers:", _) => &[3, 9],
+            (name, "-SCS") if name.contains("Disconnected") => &[3],
+            ("disks:", _) => &[5, 6, 7, 8, 9, 10, 11, 12, 13],
+            // The kernel's name of who holds it.
+            (name, "-SAL" | "-SRS") if name.contains("lock") => &[6, 7],
+            _ => &[],
+        };
+        let shown = |(at, column)| if hidden.contains(&at) { "~" } else { column };
+        Some(columns.into_iter().enumerate().map(shown).collect::<Vec<_>>().join("\t"))
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// A process that keeps a file open, after it has done to it what the script says.
+fn hold(cluster: &Cluster, name: &str, path: &Path, script: &str) -> Daemon {
+    let script = format!("open(my $file, '+<', $ARGV[0]) or die $!; {script} $| = 1; print \"holds\\n\"; sleep 1000;");
+    let mut command = cluster.command("perl");
+    command.args(["-e", &script]).arg(path);
+    let mut holder = Daemon::start(name, command, &cluster.scratch("logs").join(format!("{name}.log")));
+    wait_for("the file is held", Duration::from_secs(20), || {
+        assert!(holder.ended().is_none(), "{}", holder.log_text());
+        holder.log_text().contains("holds").then_some(())
+    });
+    holder
+}
+
+/// F_SETLK (6) of a write lock (1) on 90 bytes from the tenth on.
+const RANGE_LOCK: &str = "my $lock = pack('s s x4 q q l x4', 1, 0, 10, 90, 0); fcntl($file, 6, $lock) or die $!;";
+
+/// Storage classes by labels, and files in them.
+fn classes(cluster: &Cluster, mount: &Path) {
+    let mount_text = mount.display().to_string();
+    for arguments in [&["create", "-m", "s", "-K", "A,B", "strict"][..], &["create", "-K", "B", "second"]] {
+        let output = cluster.command("mfsscadmin").arg(&mount_text).args(arguments).output().unwrap();
+        assert!(output.status.success(), "mfsscadmin: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    for class in ["strict", "second"] {
+        let folder = mount.join(format!("by-{class}"));
+        fs::create_dir(&folder).unwrap();
+        tool(cluster, &["mfssetsclass", class], &folder);
+        fs::write(folder.join("file"), class).unwrap();
+    }
+}
+
+fn tool(cluster: &Cluster, words: &[&str], path: &Path) {
+    let output = cluster.command(words[0]).args(&words[1..]).arg(path).output().unwrap();
+    assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
@@ -134,31 +270,18 @@ fn work(cluster: &Cluster, mount: &Path) {
     std::os::unix::fs::symlink("third", mount.join("link")).unwrap();
     assert_eq!(fs::read(mount.join("link")).unwrap(), b"text");
     assert_eq!(fs::read_dir(mount).unwrap().count(), 3);
-    let quota = cluster.command("mfssetquota").args(["-I", "100", "-L", "1GiB"]).arg(mount.join("folder")).output();
-    let quota = quota.expect("mfssetquota runs");
-    assert!(quota.status.success(), "mfssetquota: {}", String::from_utf8_lossy(&quota.stderr));
+    tool(cluster, &["mfssetquota", "-I", "100", "-L", "1GiB"], &mount.join("folder"));
 }
 
 /// Makes files in a folder that may have three inodes, until that is refused; how many there are then.
 fn files_that_fit(cluster: &Cluster, mount: &Path) -> usize {
     let narrow = mount.join("narrow");
     fs::create_dir(&narrow).unwrap();
-    let quota = cluster.command("mfssetquota").args(["-I", "3"]).arg(&narrow).output().expect("mfssetquota runs");
-    assert!(quota.status.success(), "mfssetquota: {}", String::from_utf8_lossy(&quota.stderr));
+    tool(cluster, &["mfssetquota", "-I", "3"], &narrow);
     (0..10).take_while(|number| fs::write(narrow.join(number.to_string()), b"").is_ok()).count()
 }
 
-/// What `-SIG` says of nodes and chunks; the rest of it is space, memory and times.
-fn counts(cluster: &Cluster) -> Vec<String> {
-    let text = mfscli(cluster, "-SIG");
-    let counted = ["trash files", "sustained files", "all fs objects", "directories", "files", "chunks", "copies"];
-    let lines = text.lines().filter(|line| counted.iter().any(|what| line.contains(what)));
-    let lines: Vec<String> = lines.map(str::to_owned).collect();
-    assert_eq!(lines.len(), 8, "{text}");
-    lines
-}
-
-/// This hour's counters of the only session, and the last hour's behind them. Spec 70, 4.3.
+/// This hour's counters of the first session, and the last hour's behind them. Spec 70, 4.3.
 fn operations(cluster: &Cluster) -> Vec<u32> {
     const COUNTERS_BYTES: usize = 2 * 16 * 4;
     let question = [&508u32.to_be_bytes()[..], &1u32.to_be_bytes(), &[4]].concat();
@@ -169,7 +292,18 @@ fn operations(cluster: &Cluster) -> Vec<u32> {
         rest = &rest[8 + word(&rest[4..]) as usize..]; // NOP
     }
     let payload = &rest[8..8 + word(&rest[4..]) as usize];
-    payload[payload.len() - COUNTERS_BYTES..].chunks_exact(4).map(word).collect()
+    // How many counters there are, then the sessions, of variable length.
+    let mut sessions = &payload[2..];
+    loop {
+        let mount_bytes = word(&sessions[21..]) as usize;
+        let path_bytes = word(&sessions[25 + mount_bytes..]) as usize;
+        let head_bytes = 29 + mount_bytes + path_bytes + 33;
+        let (session, others) = sessions.split_at(head_bytes + COUNTERS_BYTES);
+        if word(session) == 1 {
+            return session[head_bytes..].chunks_exact(4).map(word).collect();
+        }
+        sessions = others;
+    }
 }
 
 /// A section as plain text, without the folder of the cluster.
