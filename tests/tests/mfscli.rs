@@ -1,8 +1,10 @@
 //! What MooseFS's `mfscli` prints of our master and of MooseFS's, after the same commands.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on may say so by panicking")]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use mooring_tests::cluster::{Cluster, Kind, Layout};
@@ -187,6 +189,57 @@ fn tool(cluster: &Cluster, words: &[&str], path: &Path) {
 }
 
 #[test]
+fn charts_of_mfscli_are_those_of_stock_servers_from_the_same_files_and_so_are_the_files() {
+    if !have("charts_of_mfscli_are_those_of_stock_servers_from_the_same_files_and_so_are_the_files", NEEDS) {
+        return;
+    }
+    // What happens today is each server's own: the files end with yesterday.
+    let today = days_since_the_epoch();
+    let files = |with: &mut Layout| {
+        with.files.insert("master/stats.mfs".into(), charts_file(MASTER_CHARTS, today));
+        with.files.insert("chunkserver0/var/csstats.mfs".into(), charts_file(CHUNKSERVER_CHARTS, today));
+    };
+    let mut layouts = [Layout::ours(1), Layout::new(Kind::Stock, &[Kind::Stock])];
+    layouts.iter_mut().for_each(files);
+    let [ours, stock] = layouts;
+    let mut ours = Cluster::start("cli-charts-ours", ours);
+    let mut stock = Cluster::start_beside(&ours, "cli-charts-stock", stock);
+    for range in ["0", "1", "2", "3"] {
+        for (section, count, columns, prefix) in [
+            ("-SMC", "-a", MASTER_CHARTS, &["", "+"][..]),
+            ("-SCC", "-c", CHUNKSERVER_CHARTS, &["10.77.0.11:9422:", "10.77.0.11:9422:+"]),
+        ] {
+            let mut arguments = vec![section.to_owned(), "-m".into(), range.into(), count.into(), "4096".into()];
+            for prefix in prefix {
+                let option = if section == "-SMC" { "-b" } else { "-d" };
+                // `mfscli` knows no chart of a chunkserver's changed chunks; it is in the file all the same.
+                let columns = columns.split(' ').filter(|name| section == "-SMC" || *name != "change");
+                arguments.extend(columns.flat_map(|name| [option.to_owned(), format!("{prefix}{name}")]));
+            }
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            let lines = |cluster| until(today, &mfscli_with(cluster, &arguments));
+            let (found, wanted) = (lines(&ours), lines(&stock));
+            let known = wanted.iter().filter(|line| line.split('\t').nth(2).is_some_and(|value| value != "-")).count();
+            assert!(known > 80, "{section}, range {range}: only {known} points of {} are known", wanted.len());
+            let wrong = found.iter().zip(&wanted).find(|(found, wanted)| found != wanted);
+            assert_eq!(wrong, None, "{section}, range {range}: ours, then MooseFS's");
+            assert_eq!(found.len(), wanted.len(), "{section}, range {range}");
+        }
+    }
+    ours.stop_everything();
+    stock.stop_everything();
+    for name in ["master/stats.mfs", "chunkserver0/var/csstats.mfs"] {
+        let [ours, stock] =
+            [&ours, &stock].map(|cluster| known_points(&fs::read(cluster.scratch(name)).unwrap(), today));
+        assert!(stock.len() > 30 && stock.values().all(|points| points.iter().all(|range| range.len() > 80)), "{name}");
+        assert_eq!(ours.keys().collect::<Vec<_>>(), stock.keys().collect::<Vec<_>>(), "{name}");
+        for (series, points) in &ours {
+            assert!(points == &stock[series], "{name}: the series {series} is another one");
+        }
+    }
+}
+
+#[test]
 fn files_whose_chunks_are_gone_are_listed() {
     if !have("files_whose_chunks_are_gone_are_listed", NEEDS) {
         return;
@@ -240,6 +293,75 @@ fn commands_of_mfscli_are_obeyed_as_by_a_stock_master_but_from_administrators_al
     let answer = mfscli(&cluster, "-CM1/10.77.0.11/9422");
     println!("{answer}");
     assert_eq!(servers(&cluster), before, "nobody is an administrator here");
+}
+
+/// Series in the order of Spec 70, 6.1.
+const MASTER_CHARTS: &str = "ucpu scpu delete replicate statfs getattr setattr lookup mkdir rmdir symlink readlink mknod \
+    unlink rename link readdir open read write memoryrss prcvd psent brcvd bsent memoryvirt usedspace totalspace create \
+    change delete_ok delete_err replicate_ok replicate_err create_ok create_err change_ok change_err";
+const CHUNKSERVER_CHARTS: &str = "ucpu scpu masterin masterout csrepin csrepout csservin csservout hdrbytesr hdrbytesw \
+    hdrllopr hdrllopw databytesr databytesw datallopr datallopw hlopr hlopw rtime wtime repl create delete version \
+    duplicate truncate duptrunc test load memoryrss memoryvirt movels movehs change";
+
+const POINTS: u64 = 4096;
+const NO_DATA: u64 = u64::MAX;
+const RANGE_MINUTES: [u64; 4] = [1, 6, 30, 1440];
+
+fn days_since_the_epoch() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() / 86_400
+}
+
+/// A file of charts whose newest point is the last minute of yesterday. Spec 70, 6.2.
+fn charts_file(names: &str, today: u64) -> Vec<u8> {
+    let names: Vec<&str> = names.split(' ').collect();
+    let minute = today * 1440 - 1;
+    let head = [0x0001_0000, POINTS as u32, names.len() as u32, minute as u32];
+    let mut file: Vec<u8> = head.iter().flat_map(|word| word.to_be_bytes()).collect();
+    for (series, name) in names.iter().enumerate() {
+        let mut padded = [0; 100];
+        padded[..name.len()].copy_from_slice(name.as_bytes());
+        file.extend(padded);
+        for range in 0..4 {
+            let value = |at: u64| match at {
+                ..100 => NO_DATA,
+                at if at % 11 == 3 => NO_DATA,
+                at => (at * 7919 % 1009) * 10u64.pow(series as u32 % 9) + range * 3 + series as u64,
+            };
+            file.extend((0..POINTS).flat_map(|at| value(at).to_be_bytes()));
+        }
+    }
+    file
+}
+
+/// Points of each series in a file of charts by range and time, as far as they are of days before `today`.
+fn known_points(file: &[u8], today: u64) -> BTreeMap<String, [BTreeMap<u64, u64>; 4]> {
+    let word = |at: usize| u32::from_be_bytes(*file[at..].first_chunk().unwrap());
+    assert_eq!((word(0), word(4)), (0x0001_0000, POINTS as u32));
+    let (series_bytes, minute) = (100 + 4 * POINTS as usize * 8, u64::from(word(12)));
+    assert_eq!(file.len(), 16 + word(8) as usize * series_bytes);
+    let series = file[16..].chunks_exact(series_bytes).map(|series| {
+        let name = series[..100].split(|byte| *byte == 0).next().unwrap();
+        let ranges = std::array::from_fn(|range| {
+            let points = series[100..].chunks_exact(POINTS as usize * 8).nth(range).unwrap().chunks_exact(8);
+            let newest = minute / RANGE_MINUTES[range];
+            let points = points
+                .enumerate()
+                .map(|(at, point)| (newest + 1 + at as u64 - POINTS, u64::from_be_bytes(point.try_into().unwrap())));
+            let before = |time: u64| (time + 1) * RANGE_MINUTES[range] <= today * 1440;
+            points.filter(|(time, point)| *point != NO_DATA && before(*time)).collect()
+        });
+        (String::from_utf8_lossy(name).into_owned(), ranges)
+    });
+    series.collect()
+}
+
+/// Lines of a chart that are older than `today`.
+fn until(today: u64, text: &str) -> Vec<String> {
+    let output =
+        Command::new("date").args(["-u", "-d", &format!("@{}", today * 86_400), "+%Y-%m-%d"]).output().unwrap();
+    let day = String::from_utf8(output.stdout).unwrap();
+    let older = |line: &&str| line.split('\t').nth(1).is_some_and(|time| time < day.trim());
+    text.lines().filter(older).map(str::to_owned).collect()
 }
 
 /// Chunkservers by address, id, labels, version, load and state; the rest of `-SCS` is space.
@@ -308,9 +430,13 @@ fn operations(cluster: &Cluster) -> Vec<u32> {
 
 /// A section as plain text, without the folder of the cluster.
 fn mfscli(cluster: &Cluster, section: &str) -> String {
-    let output =
-        cluster.command("mfscli").args(["-H", "10.77.0.1", "-p", "-n", section]).output().expect("mfscli runs");
-    assert!(output.status.success(), "mfscli {section}: {}", String::from_utf8_lossy(&output.stderr));
+    mfscli_with(cluster, &[section])
+}
+
+fn mfscli_with(cluster: &Cluster, arguments: &[&str]) -> String {
+    let mut command = cluster.command("mfscli");
+    let output = command.args(["-H", "10.77.0.1", "-p", "-n"]).args(arguments).output().expect("mfscli runs");
+    assert!(output.status.success(), "mfscli {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     let folder = cluster.scratch("").display().to_string();
     String::from_utf8_lossy(&output.stdout).replace(folder.trim_end_matches('/'), "FOLDER")
 }
