@@ -269,30 +269,73 @@ fn commands_of_mfscli_are_obeyed_as_by_a_stock_master_but_from_administrators_al
     }
     let said = |kind: Kind, name: &str| {
         let mut cluster = Cluster::start(name, Layout::new(kind, &[Kind::Stock]));
-        let mut said = vec![servers(&cluster)];
-        for command in ["-CM1/10.77.0.11/9422", "-CM0/10.77.0.11/9422", "-CM1/10.77.0.99/9422", "-CRC/10.77.0.11/9422"]
-        {
-            said.extend([mfscli(&cluster, command), servers(&cluster)]);
+        cluster.mount(Kind::Stock);
+        let mut said = vec![servers(&cluster), sessions(&cluster)];
+        for command in COMMANDS {
+            said.extend([mfscli(&cluster, command), servers(&cluster), sessions(&cluster)]);
         }
-        let present = servers(&cluster);
+        let (present, connected) = (servers(&cluster), sessions(&cluster));
         cluster.stop_chunkserver(0);
-        let gone = || (servers(&cluster) != present).then_some(());
-        wait_for("the server is seen to be away", Duration::from_secs(30), gone);
-        said.push(servers(&cluster));
+        cluster.mount_daemon(0).kill();
+        let gone = || (servers(&cluster) != present && sessions(&cluster) != connected).then_some(());
+        wait_for("server and mount are seen to be away", Duration::from_secs(60), gone);
+        said.extend([servers(&cluster), sessions(&cluster)]);
         said.extend([mfscli(&cluster, "-CRC/10.77.0.11/9422"), servers(&cluster)]);
+        said.extend([mfscli(&cluster, "-CRS/1"), sessions(&cluster)]);
         said
     };
     let (found, wanted) = (said(Kind::Mooring, "cli-command-ours"), said(Kind::Stock, "cli-command-stock"));
     println!("{wanted:#?}");
+    assert!(
+        wanted.iter().any(|text| text.contains("back to work")) && wanted.last().unwrap().is_empty(),
+        "{wanted:#?}"
+    );
     assert_eq!(found, wanted);
 
     let mut layout = Layout::new(Kind::Mooring, &[Kind::Stock]);
     layout.exports = "* / rw,alldirs,maproot=0:0\n".into();
-    let cluster = Cluster::start("cli-command-refused", layout);
+    let mut cluster = Cluster::start("cli-command-refused", layout);
+    cluster.mount(Kind::Stock);
+    cluster.mount_daemon(0).kill();
+    let left = wait_for("the session has no connection", Duration::from_secs(60), || {
+        Some(sessions(&cluster)).filter(|text| text.ends_with("away"))
+    });
+    cluster.stop_chunkserver(0);
+    wait_for("the server is away", Duration::from_secs(60), || {
+        servers(&cluster).contains("Disconnected").then_some(())
+    });
     let before = servers(&cluster);
-    let answer = mfscli(&cluster, "-CM1/10.77.0.11/9422");
-    println!("{answer}");
-    assert_eq!(servers(&cluster), before, "nobody is an administrator here");
+    for command in COMMANDS.iter().chain(&["-CRC/10.77.0.11/9422", "-CRS/1"]) {
+        println!("{command}: {}", mfscli(&cluster, command).trim());
+        assert_eq!(
+            (servers(&cluster), sessions(&cluster)),
+            (before.clone(), left.clone()),
+            "nobody is an administrator"
+        );
+    }
+}
+
+/// With a connected server and a connected session.
+const COMMANDS: &[&str] = &[
+    "-CM1/10.77.0.11/9422",
+    "-CM0/10.77.0.11/9422",
+    "-CM1/10.77.0.99/9422",
+    "-CBW/10.77.0.11/9422",
+    "-CBW/10.77.0.99/9422",
+    "-CRC/10.77.0.11/9422",
+    "-CRS/1",
+    "-CRS/77",
+];
+
+/// Sessions by number, address, mount point, open files and connections; one without has its seconds left there.
+fn sessions(cluster: &Cluster) -> String {
+    let text = mfscli(cluster, "-SMS");
+    let seconds = |word: &str| word.parse::<u32>().is_ok_and(|seconds| seconds > 80_000);
+    let columns = |line: &str| {
+        let words = line.split('\t').skip(1).take(5);
+        words.map(|word| if seconds(word) { "away" } else { word }).collect::<Vec<_>>().join(" ")
+    };
+    text.lines().map(columns).collect::<Vec<_>>().join("\n").trim().to_owned()
 }
 
 /// Series in the order of Spec 70, 6.1.
