@@ -177,7 +177,7 @@ fn chunkservers(core: &Core, now: u32) -> Vec<u8> {
         };
         grace.put(&mut out);
         server.labels.put(&mut out);
-        0u8.put(&mut out);
+        core.chunk_loop.removal(entry.csid).put(&mut out);
     }
     out
 }

@@ -128,6 +128,35 @@ fn files_that_miss_copies_are_counted_and_named_in_a_round() {
     assert!(find(34).len() == payload.len() && words(&find(34))[10] > 0);
 }
 
+#[test]
+fn a_disk_that_is_marked_for_removal_may_go_once_its_chunks_have_copies_elsewhere() {
+    let scene = Scene::new(46);
+    let (marked, _other) = (scene.chunkserver(11), scene.chunkserver(12));
+    let state = |last: u8| {
+        let list = scene.play(31, |ring| async move { ask(&ring, 500, &[]).await.unwrap().1 });
+        list.chunks_exact(69).find(|record| record[4..8] == [10, 0, 0, last]).unwrap()[68]
+    };
+    assert_eq!(state(11), 0, "not known yet");
+    scene.play(21, |ring| async move {
+        let mut client = Peer::mount(&ring).await;
+        written_file(&mut client, "file").await;
+    });
+    scene.world.run_for(Duration::from_secs(20));
+    assert_eq!(state(11), 2, "nothing needs it");
+    // Its disk is marked now, which it tells when it comes again; there is no other server for the copy.
+    let node = scene.world.node(Ipv4Addr::new(10, 0, 0, 11));
+    scene.world.cut(node, scene.master);
+    marked.chunks.borrow_mut().values_mut().for_each(|version| version.0 |= Version::MARKED_FOR_REMOVAL);
+    scene.world.run_for(Duration::from_secs(40));
+    scene.world.heal(node, scene.master);
+    scene.world.run_for(Duration::from_secs(40));
+    assert_eq!((state(11), state(12)), (1, 2), "a copy is wanted that only this disk has");
+    let third = scene.chunkserver(13);
+    scene.world.run_for(Duration::from_secs(40));
+    assert_eq!(third.chunks.borrow().len(), 1);
+    assert_eq!(state(11), 2, "the copy was made");
+}
+
 /// What 3.0.117 crashes at, or never ends with, and what it hangs up on. Spec 70, 1.2 and 1.3; Spec 31, 31.5.
 #[test]
 fn questions_that_hurt_a_stock_master_are_refused_and_the_next_is_answered() {
