@@ -346,7 +346,7 @@ fn temporary_maintenance(core: &mut Core, server: ServerId, now: u32) {
 
 fn disconnect(core: &mut Core, server: ServerId, now: u32) {
     core.servers.remove(&server);
-    core.chunk_loop.server_gone();
+    core.passes.server_gone();
     let Core { namespace, chunks, effects, .. } = core;
     chunks.disconnect(server, namespace, now, effects);
     core.count_absent_servers();

@@ -23,6 +23,7 @@ use super::heavy_load::Grace;
 use super::images::LastImage;
 use super::journal::Queue;
 use super::metalogger::Loggers;
+use super::overview::Passes;
 use super::recovery::Loaded;
 use super::settings::{Reserve, Settings};
 use crate::connection::{KeepAlive, Outbox};
@@ -53,6 +54,7 @@ pub(super) struct Core {
     pub(super) operations: client::operations::Operations,
     pub(super) tally: Tally,
     pub(super) grace: Grace,
+    pub(super) passes: Passes,
     pub(super) chunk_loop: ChunkLoop,
     pub(super) file_check: FileCheck,
     pub(super) charts: Charts,
@@ -112,6 +114,7 @@ impl Core {
             operations: client::operations::Operations::default(),
             tally: Tally::default(),
             grace: Grace::default(),
+            passes: Passes::default(),
             chunk_loop: ChunkLoop::default(),
             file_check: FileCheck::default(),
             charts: Charts::new(&charts::KIND, u64::from(now / 60)),

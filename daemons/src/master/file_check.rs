@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use meta::Placed;
-use wire::Inode;
+use wire::{ChunkId, Inode};
 
 use super::Shared;
 use super::core::Core;
@@ -19,6 +19,8 @@ const STEP_MAX: u32 = 2000;
 const FIRST_AFTER_SECONDS: u32 = 900;
 /// The text that names what is missing. Spec 70, 4.5.
 const MESSAGE_BYTES_MAX: usize = 100_000;
+/// Chunks without copy that are listed: MooseFS's default.
+pub(super) const MISSING_MAX: usize = 100_000;
 /// Names of one file that the text has.
 const NAMES_MAX: usize = 10;
 
@@ -38,6 +40,8 @@ pub(super) struct Found {
     pub(super) undergoal_chunks: u32,
     pub(super) missing_chunks: u32,
     pub(super) message: Vec<u8>,
+    /// Where the chunks without copy lie: chunk, inode, index.
+    pub(super) missing: Vec<(ChunkId, Inode, u32)>,
 }
 
 /// The round that is under way, and the last whole one.
@@ -116,6 +120,9 @@ impl Core {
             if usable == 0 {
                 round.found.missing_chunks += 1;
                 round.missing = true;
+                if round.found.missing.len() < MISSING_MAX {
+                    round.found.missing.push((chunk, inode, index));
+                }
                 tell(&mut round.found.message, || format!("chunk {chunk} has no copy (inode {inode}, index {index})"));
             } else if usable < goal {
                 round.found.undergoal_chunks += 1;

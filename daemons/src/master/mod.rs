@@ -25,6 +25,7 @@ mod heavy_load;
 mod images;
 mod journal;
 mod metalogger;
+mod overview;
 mod recovery;
 mod settings;
 #[cfg(test)]
@@ -180,7 +181,7 @@ pub async fn run(
         ring.spawn(timers::every_second(master.clone())),
         ring.spawn(charts::keep(master.clone())),
         ring.spawn(file_check::keep_checking(master.clone())),
-        ring.spawn(chunk_loop::keep_looking(master.clone())),
+        ring.spawn(overview::keep_looking(master.clone())),
     ];
     let saver = ring.spawn(images::save_hourly(master.clone()));
     ready();

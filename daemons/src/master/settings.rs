@@ -51,6 +51,8 @@ pub struct Settings {
     /// CS_DAYS_TO_REMOVE_UNUSED; 0 = never.
     pub remove_unused_days: u32,
     pub heavy_load: HeavyLoadLimits,
+    /// A chunk table up to this size is looked at whole when a monitor asks: some milliseconds.
+    pub looked_at_once: u32,
     pub policy: Policy,
     pub chunks: chunks::Settings,
     /// Options as written, for GET_CONFIG.
@@ -90,6 +92,7 @@ impl Default for Settings {
             temporary_maintenance_seconds: 1800,
             remove_unused_days: 7,
             heavy_load: HeavyLoadLimits::default(),
+            looked_at_once: 5000,
             policy: Policy::default(),
             chunks: chunks::Settings::default(),
             options: Vec::new(),

@@ -115,7 +115,8 @@ fn module_info(core: &Core, payload: &[u8]) -> Result<Vec<u8>, String> {
 fn info(core: &Core, micros: u64) -> Vec<u8> {
     let (total, free, avail) = core.space();
     let sums = core.namespace.totals();
-    let (all, regular) = core.chunks.copies_in_all();
+    let now = u32::try_from(micros / 1_000_000).unwrap_or(u32::MAX);
+    let [all, regular] = core.overview(now).copies;
     let mut out = Vec::with_capacity(149);
     VersionWord::OURS.put(&mut out);
     memory_bytes().put(&mut out);
@@ -177,7 +178,7 @@ fn chunkservers(core: &Core, now: u32) -> Vec<u8> {
         };
         grace.put(&mut out);
         server.labels.put(&mut out);
-        core.chunk_loop.removal(entry.csid).put(&mut out);
+        core.passes.removal(entry.csid).put(&mut out);
     }
     out
 }

@@ -1,14 +1,13 @@
 //! Answers for monitors: chunks by goal and copies, quotas, exports, open files, locks, storage classes. Spec 70, 4.
 
-use std::collections::BTreeMap;
-
-use meta::chunks::{Census, CopyKind, Queue};
+use meta::chunks::Queue;
 use meta::class::LabelSets;
 use meta::locks::LockKind;
 use wire::{ChunkId, Field, Inode, Input, Name, SessionId};
 
 use crate::master::core::Core;
-use crate::master::file_check::Found;
+use crate::master::file_check::{Found, MISSING_MAX};
+use crate::master::overview;
 
 const FSTEST_INFO: u32 = 512;
 const CHUNKSTEST_INFO: u32 = 514;
@@ -22,26 +21,20 @@ const MASS_RESOLVE_PATHS: u32 = 536;
 const SCLASS_INFO: u32 = 542;
 const MISSING_CHUNKS: u32 = 544;
 
-/// Chunks that are listed as missing, at most: a stock master's default.
-const MISSING_CHUNKS_MAX: usize = 100_000;
-
-/// Goals and copies that a matrix tells apart: 0 to 9, and 10 for more.
-const SIDE: usize = 11;
-
 /// The payload of the answer, if the question is one of this module's.
 pub(super) fn answer(core: &Core, kind: u32, payload: &[u8], now: u32) -> Option<Vec<u8>> {
     match (kind, payload.len()) {
         (FSTEST_INFO, 0 | 1) => Some(files_found(core, !payload.is_empty())),
         (CHUNKSTEST_INFO, 0) => Some(loop_statistics(core)),
         (CHUNKS_MATRIX, 0) => Some(matrices(core, now)),
-        (CHUNKS_MATRIX, 1) => Some(numbers(&matrix(core, payload[0]))),
+        (CHUNKS_MATRIX, 1) => Some(matrix(core, payload[0], now)),
         (QUOTA_INFO, 0) => Some(quotas(core, now)),
         (EXPORTS_INFO, 0 | 1) => Some(core.exports.describe(payload.first().copied().unwrap_or(0))),
         (MEMORY_INFO, 0) => Some(memory(core)),
         (LIST_OPEN_FILES, 4 | 8) => Some(with_msgid(payload, |session| open_files(core, SessionId(session)))),
         (LIST_ACQUIRED_LOCKS, 4 | 8) => Some(with_msgid(payload, |inode| locks(core, inode))),
         (MASS_RESOLVE_PATHS, bytes) if bytes % 4 == 0 => Some(paths(core, payload)),
-        (SCLASS_INFO, 0) => Some(classes(core)),
+        (SCLASS_INFO, 0) => Some(classes(core, now)),
         (MISSING_CHUNKS, 0 | 1) => Some(missing_chunks(core, payload.first().is_some_and(|mode| *mode > 0), now)),
         _ => None,
     }
@@ -92,26 +85,16 @@ fn files_found(core: &Core, with_detached: bool) -> Vec<u8> {
     out
 }
 
-/// Chunks by goal (rows) and copies (columns). `which`: 0 all copies, 1 only those on disks that stay. Spec 70, 4.7.
-fn matrix(core: &Core, which: u8) -> [u32; SIDE * SIDE] {
-    let mut cells = [0u32; SIDE * SIDE];
-    if which > 1 {
-        return cells;
-    }
-    for record in core.namespace.chunks() {
-        let goal = core.namespace.goal_of(&record);
-        let census = core.chunks.census(record.id);
-        let copies = if which == 0 { census.usable() } else { census.regular() };
-        cells[goal.min(SIDE - 1) * SIDE + copies.min(SIDE - 1)] += 1;
-    }
-    cells
-}
-
 fn matrices(core: &Core, now: u32) -> Vec<u8> {
     let mut out = vec![if core.chunks.in_progress(now) { 2 } else { 0 }];
-    out.extend(numbers(&matrix(core, 0)));
-    out.extend(numbers(&matrix(core, 1)));
+    core.overview(now).matrices.iter().for_each(|matrix| out.extend(numbers(matrix)));
     out
+}
+
+/// One of them; there are no others. Spec 70, 4.7.
+fn matrix(core: &Core, which: u8, now: u32) -> Vec<u8> {
+    let overview = core.overview(now);
+    numbers(overview.matrices.get(usize::from(which)).unwrap_or(&[0; overview::MATRIX_CELLS]))
 }
 
 /// The eleven tables of a stock master as far as ours have the like: no index of nodes, copies with the chunks' records
@@ -135,25 +118,19 @@ fn memory(core: &Core) -> Vec<u8> {
     in_order.iter().flat_map(|table| [table.allocated, table.used]).flat_map(u64::to_be_bytes).collect()
 }
 
-/// Chunks without a usable copy, as they are now, by the files that they belong to. Files are looked through only if there
-/// is such a chunk; while servers still report, none is called missing. Spec 70, 4.15.
+/// Chunks without a usable copy by the files that they belong to: as they are now, or, where that would take long, those
+/// of the last round over all files that still have none. While servers report, none is called missing. Spec 70, 4.15.
 fn missing_chunks(core: &Core, with_type: bool, now: u32) -> Vec<u8> {
     let mut out = Vec::new();
     if core.chunks.in_progress(now) {
         return out;
     }
-    let lost = core.namespace.chunks().map(|record| (record.id, core.chunks.census(record.id)));
-    let lost: BTreeMap<ChunkId, Census> =
-        lost.filter(|(_, census)| census.usable() == 0).take(MISSING_CHUNKS_MAX).collect();
-    if lost.is_empty() {
-        return out;
-    }
-    for (id, inode, index) in core.namespace.slots_of_chunks(|id| lost.contains_key(&id)).take(MISSING_CHUNKS_MAX) {
+    let mut put = |id: ChunkId, inode: Inode, index: u32| {
         id.put(&mut out);
         inode.put(&mut out);
         index.put(&mut out);
         if with_type {
-            let census = lost[&id];
+            let census = core.chunks.census(id);
             let why: u8 = match (census.invalid, census.wrong_version) {
                 (_, 1..) => 2,
                 (1.., _) => 1,
@@ -161,6 +138,17 @@ fn missing_chunks(core: &Core, with_type: bool, now: u32) -> Vec<u8> {
             };
             why.put(&mut out);
         }
+    };
+    if !core.is_small() {
+        let last = core.file_check.last.iter().flat_map(|found| &found.missing);
+        let still = last.filter(|(id, ..)| core.chunks.census(*id).usable() == 0);
+        still.for_each(|&(id, inode, index)| put(id, inode, index));
+        return out;
+    }
+    let lost = &core.overview(now).lost;
+    if !lost.is_empty() {
+        let slots = core.namespace.slots_of_chunks(|id| lost.contains(&id)).take(MISSING_MAX);
+        slots.for_each(|(id, inode, index)| put(id, inode, index));
     }
     out
 }
@@ -264,26 +252,9 @@ fn locks(core: &Core, wanted: u32) -> Vec<u8> {
     out
 }
 
-/// Counters of a class's chunks: under, exact and over goal, each in keep and in archive state.
-#[derive(Clone, Copy, Default)]
-struct ClassChunks {
-    cells: [[u64; 2]; 3],
-}
-
 /// Spec 70, 4.14: the form of 3.0.117.
-fn classes(core: &Core) -> Vec<u8> {
-    let mut chunks = [ClassChunks::default(); 256];
-    for record in core.namespace.chunks().filter(|record| record.references > 0) {
-        let Some(class) = core.namespace.class(record.class) else { continue };
-        let goal = if record.archived { class.arch.len() } else { class.keep.len() };
-        let valid = core.chunks.copies(record.id).filter(|(_, state)| state.kind == CopyKind::Valid && !state.marked);
-        let row = match valid.count().cmp(&goal) {
-            std::cmp::Ordering::Less => 0,
-            std::cmp::Ordering::Equal => 1,
-            std::cmp::Ordering::Greater => 2,
-        };
-        chunks[usize::from(record.class)].cells[row][usize::from(record.archived)] += 1;
-    }
+fn classes(core: &Core, now: u32) -> Vec<u8> {
+    let overview = core.overview(now);
     let servers = core.chunks.servers();
     let word = |count: usize| u16::try_from(count).unwrap_or(u16::MAX);
     let matching = |sets: &LabelSets| {
@@ -300,7 +271,7 @@ fn classes(core: &Core) -> Vec<u8> {
         let nodes = core.namespace.nodes_of_class(id);
         nodes.files.put(&mut out);
         nodes.dirs.put(&mut out);
-        chunks[usize::from(id)].cells.iter().flatten().for_each(|count| count.put(&mut out));
+        overview.classes[usize::from(id)].iter().flatten().for_each(|count| count.put(&mut out));
         u8::from(class.admin_only).put(&mut out);
         class.mode.put(&mut out);
         class.arch_delay_days.put(&mut out);

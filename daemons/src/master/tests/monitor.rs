@@ -157,6 +157,45 @@ fn a_disk_that_is_marked_for_removal_may_go_once_its_chunks_have_copies_elsewher
     assert_eq!(state(11), 2, "the copy was made");
 }
 
+#[test]
+fn a_large_table_is_told_as_the_last_pass_found_it() {
+    const CHUNKS: u32 = 20;
+    let exports = "* / rw,alldirs,admin,maproot=0:0\n";
+    let scene = Scene::with(47, exports, |settings| settings.looked_at_once = 19);
+    let _servers = (scene.chunkserver(11), scene.chunkserver(12));
+    scene.play(21, |ring| async move {
+        let mut client = Peer::mount(&ring).await;
+        let inode = client.create("file").await.unwrap();
+        for index in 0..CHUNKS {
+            let question = CltomaFuseWriteChunk { msgid: 7, inode, index, chunkopflags: Some(0) };
+            let grant: MatoclFuseWriteChunk = client.get(&question).await.unwrap();
+            assert_eq!(client.write_end(inode, grant.chunkid, 1).await, Status::OK);
+        }
+    });
+    let asked = |last| {
+        scene.play(last, |ring| async move {
+            let matrices = ask(&ring, 516, &[]).await.unwrap().1;
+            let info = ask(&ring, 510, &[]).await.unwrap().1;
+            (words(&matrices[1..]), words(&info[88..100]), ask(&ring, 544, &[]).await.unwrap().1.len())
+        })
+    };
+    asked(31);
+    scene.world.run_for(Duration::from_secs(5));
+    let (matrices, [chunks, copies, regular], missing) = {
+        let (matrices, counts, missing) = asked(32);
+        (matrices, <[u32; 3]>::try_from(counts).unwrap(), missing)
+    };
+    assert_eq!((matrices[2 * 11 + 2], matrices[121 + 2 * 11 + 2]), (CHUNKS, CHUNKS), "wanted twice, there twice");
+    assert_eq!((chunks, copies, regular, missing), (CHUNKS, 2 * CHUNKS, 2 * CHUNKS, 0));
+    for last in [11, 12] {
+        scene.world.cut(scene.world.node(Ipv4Addr::new(10, 0, 0, last)), scene.master);
+    }
+    scene.world.run_for(Duration::from_secs(700));
+    let (matrices, counts, missing) = asked(33);
+    assert_eq!((matrices[2 * 11], &counts[1..]), (CHUNKS, &[0, 0][..]), "no copy is here");
+    assert_eq!(missing, CHUNKS as usize * 16, "the last round over all files has each");
+}
+
 /// What 3.0.117 crashes at, or never ends with, and what it hangs up on. Spec 70, 1.2 and 1.3; Spec 31, 31.5.
 #[test]
 fn questions_that_hurt_a_stock_master_are_refused_and_the_next_is_answered() {

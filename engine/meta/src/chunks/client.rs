@@ -140,16 +140,6 @@ impl Chunks {
         self.records.get(&chunk).map(|record| record.census()).unwrap_or_default()
     }
 
-    /// Copies of all chunks, and those on disks that stay. Spec 70, 4.1.
-    pub fn copies_in_all(&self) -> (u32, u32) {
-        let sums = self
-            .records
-            .values()
-            .map(|record| record.census())
-            .fold((0usize, 0usize), |(all, regular), census| (all + census.usable(), regular + census.regular()));
-        (u32::try_from(sums.0).unwrap_or(u32::MAX), u32::try_from(sums.1).unwrap_or(u32::MAX))
-    }
-
     /// For REPAIR: the highest version among copies of another version, if there is no usable copy. Spec 41, 12.
     pub fn best_wrong_version(&self, chunk: ChunkId) -> Option<wire::Version> {
         let record = self.records.get(&chunk)?;
