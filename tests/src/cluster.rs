@@ -43,6 +43,8 @@ pub struct Layout {
     pub exports: String,
     /// `LABELS` of chunkservers.
     pub labels: BTreeMap<usize, &'static str>,
+    /// `TZ` of all processes.
+    pub time_zone: Option<&'static str>,
     /// Files that are there before the first start, under the cluster's folder.
     pub files: BTreeMap<PathBuf, Vec<u8>>,
     /// After this time every process is killed, so that a hanging read ends with an error and the test fails.
@@ -60,6 +62,7 @@ impl Layout {
             marked_for_removal: BTreeSet::new(),
             exports: "*  / rw,alldirs,admin,maproot=0:0\n*  . rw\n".into(),
             labels: BTreeMap::new(),
+            time_zone: None,
             files: BTreeMap::new(),
             limit: Duration::from_secs(300),
         }
@@ -625,7 +628,10 @@ impl Cluster {
         }
     }
 
-    fn spawn(&self, name: &str, command: Command) -> Daemon {
+    fn spawn(&self, name: &str, mut command: Command) -> Daemon {
+        if let Some(zone) = self.layout.time_zone {
+            command.env("TZ", zone);
+        }
         Daemon::start(name, command, &self.folder.join("logs").join(format!("{name}.log")))
     }
 

@@ -137,12 +137,12 @@ pub(super) struct CpuUse {
 pub(super) async fn load(ring: &Ring, folder: &Path) -> Charts {
     let path = folder.join(FILE_NAME);
     match ring.read_file(&path).await {
-        Ok(file) => Charts::decode_file(&KIND, &file, this_minute(ring)),
+        Ok(file) => Charts::decode_file(&KIND, &file, ring.local_minutes()),
         Err(error) => {
             if let Err(error) = gone_is_fine(Err(error)) {
                 warn!("{} cannot be read, so the charts begin anew: {error}", path.display());
             }
-            Charts::new(&KIND, this_minute(ring))
+            Charts::new(&KIND, ring.local_minutes())
         }
     }
 }
@@ -151,14 +151,14 @@ pub(super) async fn load(ring: &Ring, folder: &Path) -> Charts {
 pub(super) async fn keep(master: Shared) {
     let process = look(&master.ring).await;
     let first = Account {
-        minute: this_minute(&master.ring),
+        minute: master.ring.local_minutes(),
         since: master.ring.now(),
         totals: totals(&master.core.borrow(), &master.traffic, process),
     };
     master.core.borrow_mut().account = Some(first);
     loop {
         master.ring.sleep(LOOK).await;
-        let minute = this_minute(&master.ring);
+        let minute = master.ring.local_minutes();
         if master.core.borrow().account.as_ref().is_some_and(|account| account.minute == minute) {
             continue;
         }
@@ -201,11 +201,6 @@ async fn save(master: &Shared) {
     if let Err(error) = master.ring.write_file_durably(&path, FILE_MODE, file).await {
         warn!("{} cannot be written, so the charts of the last hour end with this run: {error}", path.display());
     }
-}
-
-/// Minutes since the epoch, in UTC.
-pub(super) fn this_minute(ring: &Ring) -> u64 {
-    ring.wall_micros() / 60_000_000
 }
 
 /// Memory and CPU time of this process.

@@ -117,7 +117,7 @@ impl Core {
             passes: Passes::default(),
             chunk_loop: ChunkLoop::default(),
             file_check: FileCheck::default(),
-            charts: Charts::new(&charts::KIND, u64::from(now / 60)),
+            charts: Charts::new(&charts::KIND, 0), // those of this folder are loaded next
             account: None,
             cpu: charts::CpuUse::default(),
             started: now,

@@ -118,18 +118,18 @@ impl Server {
     /// Reads the charts of the last run and adds a point to each every minute, until the task is dropped.
     pub(crate) async fn keep_charts(self: Rc<Self>) {
         if let Ok(file) = self.ring.read_file(&self.charts_path()).await {
-            *self.charts.borrow_mut() = Charts::decode_file(&KIND, &file, this_minute(&self.ring));
+            *self.charts.borrow_mut() = Charts::decode_file(&KIND, &file, self.ring.local_minutes());
         }
         let mut before = self.totals(look(&self.ring).await, 0);
-        let mut minute = this_minute(&self.ring);
+        let mut minute = self.ring.local_minutes();
         let mut load_max = 0;
         loop {
             self.ring.sleep(LOOK).await;
             load_max = load_max.max(u64::from(self.jobs()));
-            if this_minute(&self.ring) == minute {
+            if self.ring.local_minutes() == minute {
                 continue;
             }
-            minute = this_minute(&self.ring);
+            minute = self.ring.local_minutes();
             let now = self.totals(look(&self.ring).await, load_max);
             self.charts.borrow_mut().add(minute - 1, &difference(&now, &before));
             self.store.volumes.borrow().iter().for_each(|volume| volume.end_minute());
@@ -152,11 +152,6 @@ impl Server {
     fn charts_path(&self) -> std::path::PathBuf {
         self.settings.get().data_path.join(FILE_NAME)
     }
-}
-
-/// Minutes since the epoch, in UTC: the engine knows no time zone.
-pub(crate) fn this_minute(ring: &Ring) -> u64 {
-    ring.wall_micros() / 60_000_000
 }
 
 /// What a minute added, and the present values of what is no total.

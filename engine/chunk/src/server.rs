@@ -16,7 +16,6 @@ use wire::types::Name;
 use wire::{Ip4, MetaId};
 
 use crate::cores::{self, Core};
-use crate::counters::this_minute;
 use crate::master::{self, LifeEnd};
 use crate::series::KIND;
 use crate::serve::peers::Peers;
@@ -248,7 +247,7 @@ impl Server {
             reloaded: Notify::new(),
             reloads: Cell::new(0),
             accepting: RefCell::default(),
-            charts: RefCell::new(Charts::new(&KIND, this_minute(ring))),
+            charts: RefCell::new(Charts::new(&KIND, ring.local_minutes())),
             ring: ring.clone(),
             settings,
             core,
