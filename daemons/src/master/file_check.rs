@@ -19,8 +19,6 @@ const STEP_MAX: u32 = 2000;
 const FIRST_AFTER_SECONDS: u32 = 900;
 /// The text that names what is missing. Spec 70, 4.5.
 const MESSAGE_BYTES_MAX: usize = 100_000;
-/// Chunks without copy that are listed: MooseFS's default.
-pub(super) const MISSING_MAX: usize = 100_000;
 /// Names of one file that the text has.
 const NAMES_MAX: usize = 10;
 
@@ -120,7 +118,7 @@ impl Core {
             if usable == 0 {
                 round.found.missing_chunks += 1;
                 round.missing = true;
-                if round.found.missing.len() < MISSING_MAX {
+                if round.found.missing.len() < self.settings.missing_listed {
                     round.found.missing.push((chunk, inode, index));
                 }
                 tell(&mut round.found.message, || format!("chunk {chunk} has no copy (inode {inode}, index {index})"));

@@ -5,13 +5,12 @@
 //! passes, some at a time, and what is told is what the last pass found. A small table is looked at when somebody asks.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
 use meta::chunks::{Chunks, CopyKind};
 use meta::{ChunkRecord, Namespace};
-use wire::ChunkId;
 
 use super::Shared;
 use super::core::Core;
@@ -22,8 +21,6 @@ const STEP_MIN: u32 = 100;
 const STEP_MAX: u32 = 3000;
 /// After a question passes are as fast as may be for so long.
 const ASKED_SECONDS: u32 = 600;
-/// Chunks without copy that are remembered by number.
-const LOST_MAX: usize = 100_000;
 
 /// Goals and copies that a matrix tells apart: 0 to 9, and 10 for more.
 const SIDE: usize = 11;
@@ -50,8 +47,6 @@ pub(super) struct Overview {
     /// By class.
     pub(super) classes: Vec<ClassChunks>,
     pub(super) locked: Locked,
-    /// Chunks without usable copy.
-    pub(super) lost: BTreeSet<ChunkId>,
 }
 
 impl Default for Overview {
@@ -61,7 +56,6 @@ impl Default for Overview {
             copies: [0; 2],
             classes: vec![ClassChunks::default(); 256],
             locked: Locked::default(),
-            lost: BTreeSet::new(),
         }
     }
 }
@@ -73,9 +67,6 @@ impl Overview {
         for (at, copies) in [census.usable(), census.regular()].into_iter().enumerate() {
             self.matrices[at][goal.min(SIDE - 1) * SIDE + copies.min(SIDE - 1)] += 1;
             self.copies[at] = self.copies[at].saturating_add(u32::try_from(copies).unwrap_or(u32::MAX));
-        }
-        if census.usable() == 0 && self.lost.len() < LOST_MAX {
-            self.lost.insert(chunk.id);
         }
         if chunk.is_locked(now) {
             *if chunk.references > 0 { &mut self.locked.used } else { &mut self.locked.unused } += 1;

@@ -51,6 +51,8 @@ pub struct Settings {
     /// CS_DAYS_TO_REMOVE_UNUSED; 0 = never.
     pub remove_unused_days: u32,
     pub heavy_load: HeavyLoadLimits,
+    /// Chunks without copy that are listed. MISSING_LOG_CAPACITY.
+    pub missing_listed: usize,
     /// A chunk table up to this size is looked at whole when a monitor asks: some milliseconds.
     pub looked_at_once: u32,
     pub policy: Policy,
@@ -92,6 +94,7 @@ impl Default for Settings {
             temporary_maintenance_seconds: 1800,
             remove_unused_days: 7,
             heavy_load: HeavyLoadLimits::default(),
+            missing_listed: 100_000,
             looked_at_once: 5000,
             policy: Policy::default(),
             chunks: chunks::Settings::default(),
@@ -135,6 +138,7 @@ impl Settings {
                 ratio: config.float("CS_HEAVY_LOAD_RATIO_THRESHOLD", 3.0),
                 grace_seconds: config.number("CS_HEAVY_LOAD_GRACE_PERIOD", 900u32, 0..=u32::MAX),
             },
+            missing_listed: config.number("MISSING_LOG_CAPACITY", 100_000usize, 1000..=1_000_000),
             policy: Policy {
                 atime_mode: config.number("ATIME_MODE", 2u8, 0..=4),
                 inode_reuse_delay_seconds: config.number("INODE_REUSE_DELAY", 86_400u32, 300..=3_000_000),

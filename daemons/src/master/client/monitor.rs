@@ -1,12 +1,14 @@
 //! Answers for monitors: chunks by goal and copies, quotas, exports, open files, locks, storage classes. Spec 70, 4.
 
+use std::collections::BTreeSet;
+
 use meta::chunks::Queue;
 use meta::class::LabelSets;
 use meta::locks::LockKind;
 use wire::{ChunkId, Field, Inode, Input, Name, SessionId};
 
 use crate::master::core::Core;
-use crate::master::file_check::{Found, MISSING_MAX};
+use crate::master::file_check::Found;
 use crate::master::overview;
 
 const FSTEST_INFO: u32 = 512;
@@ -30,7 +32,7 @@ pub(super) fn answer(core: &Core, kind: u32, payload: &[u8], now: u32) -> Option
         (CHUNKS_MATRIX, 1) => Some(matrix(core, payload[0], now)),
         (QUOTA_INFO, 0) => Some(quotas(core, now)),
         (EXPORTS_INFO, 0 | 1) => Some(core.exports.describe(payload.first().copied().unwrap_or(0))),
-        (MEMORY_INFO, 0) => Some(memory(core)),
+        (MEMORY_INFO, 0) => Some(memory(core, now)),
         (LIST_OPEN_FILES, 4 | 8) => Some(with_msgid(payload, |session| open_files(core, SessionId(session)))),
         (LIST_ACQUIRED_LOCKS, 4 | 8) => Some(with_msgid(payload, |inode| locks(core, inode))),
         (MASS_RESOLVE_PATHS, bytes) if bytes % 4 == 0 => Some(paths(core, payload)),
@@ -97,15 +99,16 @@ fn matrix(core: &Core, which: u8, now: u32) -> Vec<u8> {
     numbers(overview.matrices.get(usize::from(which)).unwrap_or(&[0; overview::MATRIX_CELLS]))
 }
 
-/// The eleven tables of a stock master as far as ours have the like: no index of nodes, copies with the chunks' records
-/// outside of the namespace, targets of symlinks among the names. Spec 70, 4.10.
-fn memory(core: &Core) -> Vec<u8> {
+/// The eleven tables of a stock master as far as ours have the like: no index of nodes, targets of symlinks among the
+/// names. Spec 70, 4.10.
+fn memory(core: &Core, now: u32) -> Vec<u8> {
     let tables = core.namespace.memory();
+    let copies = core.chunks.memory(u64::from(core.overview(now).copies[0]));
     let none = meta::Memory::default();
     let in_order = [
         tables.chunk_index,
         tables.chunks,
-        none,
+        copies,
         tables.name_index,
         tables.edges,
         none,
@@ -145,9 +148,10 @@ fn missing_chunks(core: &Core, with_type: bool, now: u32) -> Vec<u8> {
         still.for_each(|&(id, inode, index)| put(id, inode, index));
         return out;
     }
-    let lost = &core.overview(now).lost;
+    let all = core.namespace.chunks().map(|chunk| chunk.id);
+    let lost: BTreeSet<ChunkId> = all.filter(|id| core.chunks.census(*id).usable() == 0).collect();
     if !lost.is_empty() {
-        let slots = core.namespace.slots_of_chunks(|id| lost.contains(&id)).take(MISSING_MAX);
+        let slots = core.namespace.slots_of_chunks(|id| lost.contains(&id)).take(core.settings.missing_listed);
         slots.for_each(|(id, inode, index)| put(id, inode, index));
     }
     out

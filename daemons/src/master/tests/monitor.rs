@@ -176,6 +176,10 @@ fn a_large_table_is_told_as_the_last_pass_found_it() {
         scene.play(last, |ring| async move {
             let matrices = ask(&ring, 516, &[]).await.unwrap().1;
             let info = ask(&ring, 510, &[]).await.unwrap().1;
+            let memory = ask(&ring, 528, &[]).await.unwrap().1;
+            let lists: Vec<u64> =
+                memory[32..48].chunks_exact(8).map(|it| u64::from_be_bytes(it.try_into().unwrap())).collect();
+            assert!(lists[1] > 0 && lists[0] >= lists[1], "copies take memory: {lists:?}");
             (words(&matrices[1..]), words(&info[88..100]), ask(&ring, 544, &[]).await.unwrap().1.len())
         })
     };

@@ -3,8 +3,9 @@
 use wire::limits::LOCATIONS_MAX;
 use wire::{ChunkId, Ip4, Location, Status};
 
-use super::copies::{CopyKind, Operation};
+use super::copies::{Copy, CopyKind, Operation, Record};
 use super::{Chunks, Effect, Effects, ServerId, Table};
+use crate::arena::Memory;
 
 /// How a write or truncation goes on. The journal's line comes between this and the operation's start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,6 +139,18 @@ impl Chunks {
     /// The copies by state.
     pub fn census(&self, chunk: ChunkId) -> super::Census {
         self.records.get(&chunk).map(|record| record.census()).unwrap_or_default()
+    }
+
+    /// Memory of the records of chunks, by their number and that of their copies: room is taken for four of these at
+    /// least. Spec 70, 4.10.
+    pub fn memory(&self, copies: u64) -> Memory {
+        const COPIES_MIN: u64 = 4;
+        let (record, copy) = (size_of::<(ChunkId, Record)>() as u64, size_of::<Copy>() as u64);
+        let records = self.records.len() as u64;
+        Memory {
+            allocated: records * record + copies.max(records * COPIES_MIN) * copy,
+            used: records * record + copies * copy,
+        }
     }
 
     /// For REPAIR: the highest version among copies of another version, if there is no usable copy. Spec 41, 12.
