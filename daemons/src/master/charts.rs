@@ -124,6 +124,8 @@ pub(super) struct Account {
     minute: u64,
     since: Instant,
     totals: Sample,
+    /// The disk of the data folder at the start: nothing is written below a mount point.
+    device: Option<u64>,
 }
 
 /// CPU time in the last minute: 10^9 is one core, fully used. Spec 70, 4.1.
@@ -149,8 +151,10 @@ pub(super) async fn load(ring: &Ring, folder: &Path) -> Charts {
 
 /// A point for every minute, until the task is dropped.
 pub(super) async fn keep(master: Shared) {
+    let device = master.ring.stat(&master.data_path).await.ok().map(|folder| folder.device);
     let process = look(&master.ring).await;
     let first = Account {
+        device,
         minute: master.ring.local_minutes(),
         since: master.ring.now(),
         totals: totals(&master.core.borrow(), &master.traffic, process),
@@ -165,15 +169,15 @@ pub(super) async fn keep(master: Shared) {
         let process = look(&master.ring).await;
         end_minute(&mut master.core.borrow_mut(), &master, minute, process);
         if minute.is_multiple_of(SAVE_MINUTES) {
-            save(&master).await;
+            save(&master, device).await;
         }
     }
 }
 
 fn end_minute(core: &mut Core, master: &Shared, minute: u64, process: Process) {
     let now = totals(core, &master.traffic, process);
-    let next = Account { minute, since: master.ring.now(), totals: now };
-    let Some(account) = core.account.replace(next) else { return };
+    let Some(account) = core.account.take() else { return };
+    core.account = Some(Account { minute, since: master.ring.now(), totals: now, device: account.device });
     let sample = difference(&now, &account.totals);
     core.charts.add(minute.saturating_sub(1), &sample);
     let elapsed = account.since.elapsed(&master.ring).as_micros().max(1);
@@ -184,22 +188,33 @@ fn end_minute(core: &mut Core, master: &Shared, minute: u64, process: Process) {
 /// The end: what the present minute had so far joins the newest point, and everything goes to the file.
 pub(super) async fn close(master: &Shared) {
     let process = look(&master.ring).await;
-    {
+    let device = {
         let mut core = master.core.borrow_mut();
         let now = totals(&core, &master.traffic, process);
-        if let Some(account) = core.account.take() {
+        let account = core.account.take();
+        if let Some(account) = &account {
             core.charts.join_newest(&difference(&now, &account.totals));
         }
-    }
-    save(master).await;
+        account.and_then(|account| account.device)
+    };
+    save(master, device).await;
 }
 
-/// Errors are logged: charts are no reason to stop.
-async fn save(master: &Shared) {
-    let file = master.core.borrow().charts.encode_file();
+/// Errors are logged: charts are no reason to stop. What could not be written whole takes no room from the journal.
+async fn save(master: &Shared, device: Option<u64>) {
     let path = master.data_path.join(FILE_NAME);
+    let lost = "so the charts of the last hour end with this run";
+    match master.ring.stat(&master.data_path).await {
+        Ok(folder) if device.is_none_or(|device| device == folder.device) => {}
+        Ok(_) => return warn!("{} would be written to another disk than at the start, {lost}", path.display()),
+        Err(error) => return warn!("{} cannot be written, {lost}: {error}", path.display()),
+    }
+    let file = master.core.borrow().charts.encode_file();
     if let Err(error) = master.ring.write_file_durably(&path, FILE_MODE, file).await {
-        warn!("{} cannot be written, so the charts of the last hour end with this run: {error}", path.display());
+        warn!("{} cannot be written, {lost}: {error}", path.display());
+        if let Err(error) = gone_is_fine(master.ring.unlink(&path.with_extension("mfs.new")).await) {
+            warn!("{}.new cannot be removed: {error}", path.display());
+        }
     }
 }
 
