@@ -35,14 +35,14 @@ pub struct Layout {
     pub master_extra: String,
     /// Lines for every `mfschunkserver.cfg`.
     pub chunkserver_extra: String,
+    /// `LABELS` of each chunkserver; those behind the end of the list have none.
+    pub labels: Vec<String>,
     /// Our programs run under a seccomp filter that forbids io_uring, as containers do. `MOORING_FORBID_IO_URING=1`
     /// has it so in every test.
     pub forbid_io_uring: bool,
     /// Chunkservers whose folder is marked for removal, with a `*` in `mfshdd.cfg`. Spec 60, 10.
     pub marked_for_removal: BTreeSet<usize>,
     pub exports: String,
-    /// `LABELS` of chunkservers.
-    pub labels: BTreeMap<usize, &'static str>,
     /// `TZ` of all processes.
     pub time_zone: Option<&'static str>,
     /// Files that are there before the first start, under the cluster's folder.
@@ -58,10 +58,10 @@ impl Layout {
             chunkservers: chunkservers.to_vec(),
             master_extra: String::new(),
             chunkserver_extra: String::new(),
+            labels: Vec::new(),
             forbid_io_uring: std::env::var("MOORING_FORBID_IO_URING").as_deref() == Ok("1"),
             marked_for_removal: BTreeSet::new(),
             exports: "*  / rw,alldirs,admin,maproot=0:0\n*  . rw\n".into(),
-            labels: BTreeMap::new(),
             time_zone: None,
             files: BTreeMap::new(),
             limit: Duration::from_secs(300),
@@ -588,9 +588,9 @@ impl Cluster {
                  HDD_CONF_FILENAME = {folder}/mfshdd.cfg\nMASTER_HOST = {MASTER}\nMASTER_PORT = {MATOCS_PORT}\n\
                  MASTER_RECONNECTION_DELAY = 1\nBIND_HOST = {address}\n\
                  CSSERV_LISTEN_HOST = {address}\nCSSERV_LISTEN_PORT = {CSSERV_PORT}\n\
-                 HDD_LEAVE_SPACE_DEFAULT = 100MiB\nHDD_TEST_SPEED = 0\nNICE_LEVEL = 0\n{labels}{extra}\n",
+                 HDD_LEAVE_SPACE_DEFAULT = 100MiB\nHDD_TEST_SPEED = 0\nNICE_LEVEL = 0\nLABELS = {labels}\n{extra}\n",
                 folder = folder.display(),
-                labels = self.layout.labels.get(&index).map_or_else(String::new, |text| format!("LABELS = {text}\n")),
+                labels = self.layout.labels.get(index).map_or("", String::as_str),
                 extra = self.layout.chunkserver_extra,
             ),
         );

@@ -45,7 +45,7 @@ fn sections_of_mfscli_are_those_of_a_stock_master() {
     not_at_the_end_of_an_hour();
     let layout = |master: Kind, second: Kind| {
         let mut layout = Layout::new(master, &[Kind::Stock, second]);
-        layout.labels = [(0, "A"), (1, "B")].into();
+        layout.labels = ["A", "B"].map(str::to_owned).to_vec();
         layout.exports = EXPORTS.into();
         layout.master_extra = "CHUNKS_LOOP_MIN_TIME = 3600\n".into(); // no loop ends here, and all say so
         layout
