@@ -4,7 +4,7 @@
 //! waits; the writer sends what gathers in the `Outbox` and says NOP when there was nothing to say. Whoever holds the
 //! outbox may push at any time. Spec 10, 1 and 5.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io;
 use std::rc::Rc;
@@ -23,10 +23,37 @@ const KEPT_BYTES_MAX: usize = 64 << 10;
 /// Bytes of one receive.
 const RECEIVE_BYTES: usize = 64 << 10;
 
+/// What went over the connections of a port, heads of packets included.
+#[derive(Debug, Default)]
+pub(crate) struct Traffic {
+    received_packets: Cell<u64>,
+    received_bytes: Cell<u64>,
+    sent_packets: Cell<u64>,
+    sent_bytes: Cell<u64>,
+}
+
+impl Traffic {
+    pub(crate) fn received(&self, header: Header) {
+        self.received_packets.set(self.received_packets.get() + 1);
+        self.received_bytes.set(self.received_bytes.get() + HEADER_BYTES as u64 + u64::from(header.length));
+    }
+
+    fn sent(&self, packets: u64, bytes: u64) {
+        self.sent_packets.set(self.sent_packets.get() + packets);
+        self.sent_bytes.set(self.sent_bytes.get() + bytes);
+    }
+
+    /// Packets received and sent, bytes received and sent, since the start.
+    pub(crate) fn totals(&self) -> [u64; 4] {
+        [&self.received_packets, &self.sent_packets, &self.received_bytes, &self.sent_bytes].map(Cell::get)
+    }
+}
+
 /// Packets on their way to a peer.
 pub(crate) struct Outbox {
     state: RefCell<State>,
     wake: Notify,
+    traffic: Rc<Traffic>,
     /// Everything that was here is with the system.
     emptied: Notify,
 }
@@ -34,6 +61,8 @@ pub(crate) struct Outbox {
 #[derive(Default)]
 struct State {
     bytes: Vec<u8>,
+    /// How many packets these bytes are.
+    packets: u64,
     /// Bytes that were here are on their way into the socket.
     sending: bool,
     keep_alive: Option<KeepAlive>,
@@ -57,7 +86,12 @@ enum Ending {
 
 impl Outbox {
     pub(crate) fn new() -> Rc<Outbox> {
-        Rc::new(Outbox { state: RefCell::default(), wake: Notify::new(), emptied: Notify::new() })
+        Outbox::counted(Rc::default())
+    }
+
+    /// What is sent from here is counted there.
+    pub(crate) fn counted(traffic: Rc<Traffic>) -> Rc<Outbox> {
+        Rc::new(Outbox { state: RefCell::default(), wake: Notify::new(), emptied: Notify::new(), traffic })
     }
 
     pub(crate) fn push(&self, packet: &[u8]) {
@@ -65,6 +99,7 @@ impl Outbox {
         if state.bytes.len() + packet.len() > WAITING_BYTES_MAX {
             state.ending = Ending::Now;
         } else {
+            state.packets += 1;
             state.bytes.extend_from_slice(packet);
         }
         drop(state);
@@ -91,6 +126,7 @@ impl Outbox {
             drop(state);
             return self.push(&packet);
         }
+        state.packets += 1;
         state.bytes = packet;
         drop(state);
         self.wake.notify_one();
@@ -128,14 +164,14 @@ impl Outbox {
 /// Sends what the outbox gathers until it is closed or the peer is gone. Closes the stream.
 pub(crate) async fn write_out(ring: Ring, stream: Stream, outbox: Rc<Outbox>) {
     loop {
-        let (bytes, ending) = {
+        let (bytes, packets, ending) = {
             let mut state = outbox.state.borrow_mut();
             state.sending = !state.bytes.is_empty();
             if state.sending {
-                (std::mem::take(&mut state.bytes), state.ending)
+                (std::mem::take(&mut state.bytes), std::mem::take(&mut state.packets), state.ending)
             } else {
                 outbox.emptied.notify_one();
-                (Vec::new(), state.ending)
+                (Vec::new(), 0, state.ending)
             }
         };
         if ending == Ending::Now || (ending == Ending::Flush && bytes.is_empty()) {
@@ -146,6 +182,7 @@ pub(crate) async fn write_out(ring: Ring, stream: Stream, outbox: Rc<Outbox>) {
             if sent.is_err() {
                 break;
             }
+            outbox.traffic.sent(packets, spent.len() as u64);
             let mut state = outbox.state.borrow_mut();
             if state.bytes.capacity() == 0 && spent.capacity() <= KEPT_BYTES_MAX {
                 spent.clear();

@@ -35,12 +35,18 @@ pub struct Layout {
     pub master_extra: String,
     /// Lines for every `mfschunkserver.cfg`.
     pub chunkserver_extra: String,
+    /// `LABELS` of each chunkserver; those behind the end of the list have none.
+    pub labels: Vec<String>,
     /// Our programs run under a seccomp filter that forbids io_uring, as containers do. `MOORING_FORBID_IO_URING=1`
     /// has it so in every test.
     pub forbid_io_uring: bool,
     /// Chunkservers whose folder is marked for removal, with a `*` in `mfshdd.cfg`. Spec 60, 10.
     pub marked_for_removal: BTreeSet<usize>,
     pub exports: String,
+    /// `TZ` of all processes.
+    pub time_zone: Option<&'static str>,
+    /// Files that are there before the first start, under the cluster's folder.
+    pub files: BTreeMap<PathBuf, Vec<u8>>,
     /// After this time every process is killed, so that a hanging read ends with an error and the test fails.
     pub limit: Duration,
 }
@@ -52,9 +58,12 @@ impl Layout {
             chunkservers: chunkservers.to_vec(),
             master_extra: String::new(),
             chunkserver_extra: String::new(),
+            labels: Vec::new(),
             forbid_io_uring: std::env::var("MOORING_FORBID_IO_URING").as_deref() == Ok("1"),
             marked_for_removal: BTreeSet::new(),
             exports: "*  / rw,alldirs,admin,maproot=0:0\n*  . rw\n".into(),
+            time_zone: None,
+            files: BTreeMap::new(),
             limit: Duration::from_secs(300),
         }
     }
@@ -138,6 +147,9 @@ impl Cluster {
         for index in 0..cluster.chunkservers.len() {
             std::fs::create_dir_all(cluster.chunkserver_folder(index).join("var")).expect("the folder can be written");
             std::fs::create_dir_all(cluster.data_folder(index)).expect("the folder can be written");
+        }
+        for (path, bytes) in &cluster.layout.files {
+            std::fs::write(cluster.folder.join(path), bytes).expect("its folder is there");
         }
         cluster.start_servers();
         cluster
@@ -266,6 +278,17 @@ impl Cluster {
 
     /// Start a metalogger and wait until it has an image.
     pub fn start_metalogger(&mut self, kind: Kind) {
+        self.start_metalogger_anyhow(kind);
+        let data = self.metalogger_data();
+        let daemon = self.metalogger.as_mut().expect("just started");
+        wait_until("the metalogger to have an image", PATIENCE, || {
+            still_runs(daemon);
+            data.join("metadata_ml.mfs.back").exists()
+        });
+    }
+
+    /// Start a metalogger without waiting for an image: MooseFS's gets none before the next full hour.
+    pub fn start_metalogger_anyhow(&mut self, kind: Kind) {
         let data = self.metalogger_data();
         let configuration = self.folder.join("mfsmetalogger.cfg");
         std::fs::create_dir_all(&data).expect("the folder can be written");
@@ -289,12 +312,8 @@ impl Cluster {
                 command
             }
         };
-        let mut daemon = self.spawn("metalogger", command);
+        let daemon = self.spawn("metalogger", command);
         self.watchdog.watch(daemon.pid());
-        wait_until("the metalogger to have an image", PATIENCE, || {
-            still_runs(&mut daemon);
-            data.join("metadata_ml.mfs.back").exists()
-        });
         self.metalogger = Some(daemon);
     }
 
@@ -569,8 +588,9 @@ impl Cluster {
                  HDD_CONF_FILENAME = {folder}/mfshdd.cfg\nMASTER_HOST = {MASTER}\nMASTER_PORT = {MATOCS_PORT}\n\
                  MASTER_RECONNECTION_DELAY = 1\nBIND_HOST = {address}\n\
                  CSSERV_LISTEN_HOST = {address}\nCSSERV_LISTEN_PORT = {CSSERV_PORT}\n\
-                 HDD_LEAVE_SPACE_DEFAULT = 100MiB\nHDD_TEST_SPEED = 0\nNICE_LEVEL = 0\n{extra}\n",
+                 HDD_LEAVE_SPACE_DEFAULT = 100MiB\nHDD_TEST_SPEED = 0\nNICE_LEVEL = 0\nLABELS = {labels}\n{extra}\n",
                 folder = folder.display(),
+                labels = self.layout.labels.get(index).map_or("", String::as_str),
                 extra = self.layout.chunkserver_extra,
             ),
         );
@@ -608,7 +628,10 @@ impl Cluster {
         }
     }
 
-    fn spawn(&self, name: &str, command: Command) -> Daemon {
+    fn spawn(&self, name: &str, mut command: Command) -> Daemon {
+        if let Some(zone) = self.layout.time_zone {
+            command.env("TZ", zone);
+        }
         Daemon::start(name, command, &self.folder.join("logs").join(format!("{name}.log")))
     }
 

@@ -466,7 +466,8 @@ impl Disk {
         fs::rename(&path, &files).unwrap();
         fs::create_dir(&path).unwrap();
         fs::create_dir(&elsewhere).unwrap();
-        run("mount", &["-t", "tmpfs", "-o", "size=8m", "tmpfs"], &path);
+        // Five of them are for the charts.
+        run("mount", &["-t", "tmpfs", "-o", "size=13m", "tmpfs"], &path);
         let copy = format!("cp -a {}/. {}/", files.display(), path.display());
         assert!(Command::new("sh").args(["-c", &copy]).status().unwrap().success());
         cluster.start_master();

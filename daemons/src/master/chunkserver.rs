@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use meta::chunks::identity::{Identity, Known, identify};
-use meta::chunks::{Answered, HeavyLoad, Server, ServerId};
+use meta::chunks::{Answered, Server, ServerId};
 use ring::Stream;
 use tracing::{info, warn};
 use wire::limits::MASTER_FROM_CHUNKSERVER_BYTES_MAX;
@@ -17,6 +17,7 @@ use wire::{
 };
 
 use super::Shared;
+use super::charts::Work;
 use super::core::{Core, ip_of};
 use super::exports::auth_passcode;
 use crate::connection::{KeepAlive, Outbox, PacketReader, write_out};
@@ -38,7 +39,6 @@ const SILENT_SECONDS: u32 = 3;
 pub(super) struct Link {
     pub(super) outbox: Rc<Outbox>,
     pub(super) last_heard: u32,
-    pub(super) load: u32,
 }
 
 /// A connection from its acceptance on.
@@ -131,7 +131,7 @@ fn handle(
 /// What a registered server may send.
 fn report(core: &mut Core, server: ServerId, header: Header, payload: &[u8], now: u32) -> Result<(), String> {
     let bad = |error: WireError| format!("bad packet of type {}: {error}", header.kind);
-    let Core { namespace, chunks, effects, servers, .. } = core;
+    let Core { namespace, chunks, effects, tally, .. } = core;
     let table = &*namespace;
     match header.kind {
         CstomaSpace::TYPE => {
@@ -142,13 +142,7 @@ fn report(core: &mut Core, server: ServerId, header: Header, payload: &[u8], now
         }
         CstomaCurrentLoad::TYPE => {
             let packet = CstomaCurrentLoad::decode(payload).map_err(bad)?;
-            if let Some(link) = servers.get_mut(&server) {
-                link.load = packet.load;
-            }
-            if let Some(server) = chunks.servers_mut().get_mut(server) {
-                server.load = packet.load;
-                server.heavy_load = packet.hlstatus.map_or(HeavyLoad::Default, HeavyLoad::from_number);
-            }
+            core.note_load(server, packet.load, packet.hlstatus, now);
         }
         CstomaLabels::TYPE => {
             let packet = CstomaLabels::decode(payload).map_err(bad)?;
@@ -177,30 +171,37 @@ fn report(core: &mut Core, server: ServerId, header: Header, payload: &[u8], now
         }
         CstomaCreate::TYPE => {
             let CstomaCreate { chunkid, status } = CstomaCreate::decode(payload).map_err(bad)?;
+            tally.answered(Work::Create, status);
             chunks.answer(server, chunkid, Answered::Create, status, table, now, effects);
         }
         CstomaDelete::TYPE => {
             let CstomaDelete { chunkid, status } = CstomaDelete::decode(payload).map_err(bad)?;
+            tally.answered(Work::Delete, status);
             chunks.answer_delete(server, chunkid, status, table, now, effects);
         }
         CstomaDuplicate::TYPE => {
             let CstomaDuplicate { chunkid, status } = CstomaDuplicate::decode(payload).map_err(bad)?;
+            tally.answered(Work::Change, status);
             chunks.answer(server, chunkid, Answered::Duplicate, status, table, now, effects);
         }
         CstomaSetVersion::TYPE => {
             let CstomaSetVersion { chunkid, status } = CstomaSetVersion::decode(payload).map_err(bad)?;
+            tally.answered(Work::Change, status);
             chunks.answer(server, chunkid, Answered::SetVersion, status, table, now, effects);
         }
         CstomaTruncate::TYPE => {
             let CstomaTruncate { chunkid, status } = CstomaTruncate::decode(payload).map_err(bad)?;
+            tally.answered(Work::Change, status);
             chunks.answer(server, chunkid, Answered::Truncate, status, table, now, effects);
         }
         CstomaDuptrunc::TYPE => {
             let CstomaDuptrunc { chunkid, status } = CstomaDuptrunc::decode(payload).map_err(bad)?;
+            tally.answered(Work::Change, status);
             chunks.answer(server, chunkid, Answered::DuplicateTruncate, status, table, now, effects);
         }
         CstomaReplicate::TYPE => {
             let CstomaReplicate { chunkid, version, status } = CstomaReplicate::decode(payload).map_err(bad)?;
+            tally.answered(Work::Replicate, status);
             if status != Status::OK {
                 info!(chunk = %chunkid, %status, "a replication failed");
             }
@@ -311,7 +312,7 @@ fn begin_registration(core: &mut Core, peer: &mut Peer, begin: &RegisterBegin, n
     let mut server = Server::new(csid, ip, begin.port, begin.version, begin.space.clone());
     server.maintenance = core.namespace.servers().any(|(_, entry)| entry.csid == csid && entry.maintenance == 1);
     let Some(id) = core.chunks.connect(server) else { return Err("too many chunkservers".to_owned()) };
-    core.servers.insert(id, Link { outbox: peer.outbox.clone(), last_heard: now, load: 0 });
+    core.servers.insert(id, Link { outbox: peer.outbox.clone(), last_heard: now });
     peer.server = Some(id);
     peer.version = begin.version;
     peer.timeout = Duration::from_secs(u64::from(timeout));
@@ -345,6 +346,7 @@ fn temporary_maintenance(core: &mut Core, server: ServerId, now: u32) {
 
 fn disconnect(core: &mut Core, server: ServerId, now: u32) {
     core.servers.remove(&server);
+    core.passes.server_gone();
     let Core { namespace, chunks, effects, .. } = core;
     chunks.disconnect(server, namespace, now, effects);
     core.count_absent_servers();

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use ::charts::Charts;
 use meta::Namespace;
 use meta::chunks::{Chunks, Command, Effect, Effects, Notice, ServerId};
 use ring::local::OneshotSender;
@@ -12,12 +13,17 @@ use wire::{
     MatocsTruncate, Packet, SessionId, Status, Time,
 };
 
+use super::charts::{self, Tally, Work};
+use super::chunk_loop::ChunkLoop;
 use super::chunkserver;
 use super::client::{self, cache::DataCache};
 use super::exports::Exports;
+use super::file_check::FileCheck;
+use super::heavy_load::Grace;
 use super::images::LastImage;
 use super::journal::Queue;
 use super::metalogger::Loggers;
+use super::overview::Passes;
 use super::recovery::Loaded;
 use super::settings::{Reserve, Settings};
 use crate::connection::{KeepAlive, Outbox};
@@ -46,6 +52,15 @@ pub(super) struct Core {
     /// Chunks whose writers the last master did not hear the end of. See `client::data`.
     pub(super) unfinished_chunks: BTreeSet<ChunkId>,
     pub(super) operations: client::operations::Operations,
+    pub(super) tally: Tally,
+    pub(super) grace: Grace,
+    pub(super) passes: Passes,
+    pub(super) chunk_loop: ChunkLoop,
+    pub(super) file_check: FileCheck,
+    pub(super) charts: Charts,
+    /// `None` before the charts' task has begun.
+    pub(super) account: Option<charts::Account>,
+    pub(super) cpu: charts::CpuUse,
     pub(super) started: u32,
     pub(super) last_image: LastImage,
     /// Known chunkservers that are away, since when this master misses them.
@@ -99,6 +114,14 @@ impl Core {
             closed_sessions: BTreeSet::new(),
             unfinished_chunks: loaded.unfinished_chunks,
             operations: client::operations::Operations::default(),
+            tally: Tally::default(),
+            grace: Grace::default(),
+            passes: Passes::default(),
+            chunk_loop: ChunkLoop::default(),
+            file_check: FileCheck::default(),
+            charts: Charts::new(&charts::KIND, 0), // those of this folder are loaded next
+            account: None,
+            cpu: charts::CpuUse::default(),
             started: now,
             last_image: LastImage::default(),
             absent_since: BTreeMap::new(),
@@ -227,6 +250,7 @@ impl Core {
     /// Commands wait until everything that was decided before is durable: a deletion, above all, must not overtake it.
     fn send_command(&mut self, server: ServerId, command: Command) {
         let Some(link) = self.servers.get(&server) else { return };
+        self.tally.sent(work_of(command));
         let packet = encode_command(command);
         let version = self.namespace.version();
         if self.journal.is_durable(version) {
@@ -360,6 +384,18 @@ impl Core {
 
 /// Names of our extensions to the protocol that this master serves, separated by commas. None yet.
 const EXTENSIONS: &str = "";
+
+fn work_of(command: Command) -> Work {
+    match command {
+        Command::Create { .. } => Work::Create,
+        Command::Delete { .. } => Work::Delete,
+        Command::Replicate { .. } => Work::Replicate,
+        Command::SetVersion { .. }
+        | Command::Duplicate { .. }
+        | Command::Truncate { .. }
+        | Command::DuplicateTruncate { .. } => Work::Change,
+    }
+}
 
 fn encode_command(command: Command) -> Vec<u8> {
     match command {

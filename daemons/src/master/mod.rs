@@ -14,13 +14,18 @@
 //! what must wait (a chunk operation, a locked chunk) is a task of its own that looks again at the world after each
 //! wait. A packet that tells of a change leaves when its journal line is durable (`journal`). Decisions are in `meta`.
 
+mod charts;
+mod chunk_loop;
 mod chunkserver;
 mod client;
 mod core;
 mod exports;
+mod file_check;
+mod heavy_load;
 mod images;
 mod journal;
 mod metalogger;
+mod overview;
 mod recovery;
 mod settings;
 #[cfg(test)]
@@ -42,9 +47,11 @@ use wire::Time;
 use self::core::Core;
 use self::exports::Exports;
 use self::journal::{JournalFile, Moves};
+use crate::connection::Traffic;
 use crate::signals::Wish;
 
 pub(crate) use self::chunkserver::version_answer;
+pub use self::heavy_load::Limits as HeavyLoadLimits;
 pub(crate) use self::images::{SEEN, seen};
 pub(crate) use self::journal::{FILE_MODE, gone_is_fine};
 pub(crate) use self::metalogger::NEXT_OPTION;
@@ -70,6 +77,8 @@ pub(crate) struct Master {
     moves: Moves,
     /// An image is being written.
     saving: Cell<bool>,
+    /// What went over the clients' connections.
+    traffic: Rc<Traffic>,
     /// The address that answers GET_CONFIG and the like never change at run time; the rest is in `Core`.
     data_path: std::path::PathBuf,
 }
@@ -167,10 +176,13 @@ pub async fn run(
         rotated: Notify::new(),
         moves: Moves::default(),
         saving: Cell::new(false),
+        traffic: Rc::default(),
         data_path,
         ring: ring.clone(),
     });
     master.with(|core, _| core.start());
+    let earlier = charts::load(&ring, &master.data_path).await;
+    master.core.borrow_mut().charts = earlier;
 
     let writer = ring.spawn(journal::write_journal(master.clone(), file));
     let tasks = [
@@ -179,6 +191,9 @@ pub async fn run(
         ring.spawn(serve_port(master.clone(), loggers, metalogger::serve)),
         ring.spawn(timers::plan(master.clone())),
         ring.spawn(timers::every_second(master.clone())),
+        ring.spawn(charts::keep(master.clone())),
+        ring.spawn(file_check::keep_checking(master.clone())),
+        ring.spawn(overview::keep_looking(master.clone())),
     ];
     let saver = ring.spawn(images::save_hourly(master.clone()));
     ready();
@@ -212,6 +227,7 @@ async fn stop(master: &Shared, writer: ring::JoinHandle<()>) {
     master.journal_wake.notify_one();
     writer.await;
     metalogger::let_go(master).await;
+    charts::close(master).await;
     // As MooseFS does: without an image there is no clean stop. Spec 42, C.4.
     loop {
         match images::save_at_stop(master).await {

@@ -8,6 +8,7 @@ use meta::chunks;
 use tracing::warn;
 use wire::MetaId;
 
+use super::heavy_load::Limits as HeavyLoadLimits;
 use crate::config::{self, Config};
 
 /// Settings of a master. Everything that `run` needs to know: it reads no configuration itself, except the exports.
@@ -49,6 +50,11 @@ pub struct Settings {
     pub temporary_maintenance_seconds: u32,
     /// CS_DAYS_TO_REMOVE_UNUSED; 0 = never.
     pub remove_unused_days: u32,
+    pub heavy_load: HeavyLoadLimits,
+    /// Chunks without copy that are listed. MISSING_LOG_CAPACITY.
+    pub missing_listed: usize,
+    /// A chunk table up to this size is looked at whole when a monitor asks: some milliseconds.
+    pub looked_at_once: u32,
     pub policy: Policy,
     pub chunks: chunks::Settings,
     /// Options as written, for GET_CONFIG.
@@ -87,6 +93,9 @@ impl Default for Settings {
             maintenance_seconds: 0,
             temporary_maintenance_seconds: 1800,
             remove_unused_days: 7,
+            heavy_load: HeavyLoadLimits::default(),
+            missing_listed: 100_000,
+            looked_at_once: 5000,
             policy: Policy::default(),
             chunks: chunks::Settings::default(),
             options: Vec::new(),
@@ -124,6 +133,12 @@ impl Settings {
                 366.. => 0,
                 days => days,
             },
+            heavy_load: HeavyLoadLimits {
+                load: config.number("CS_HEAVY_LOAD_THRESHOLD", 150u32, 0..=u32::MAX),
+                ratio: config.float("CS_HEAVY_LOAD_RATIO_THRESHOLD", 3.0),
+                grace_seconds: config.number("CS_HEAVY_LOAD_GRACE_PERIOD", 900u32, 0..=u32::MAX),
+            },
+            missing_listed: config.number("MISSING_LOG_CAPACITY", 100_000usize, 1000..=1_000_000),
             policy: Policy {
                 atime_mode: config.number("ATIME_MODE", 2u8, 0..=4),
                 inode_reuse_delay_seconds: config.number("INODE_REUSE_DELAY", 86_400u32, 300..=3_000_000),

@@ -1,6 +1,8 @@
 //! The master in a simulated world: pretended clients and chunkservers speak to its ports, time and failures come from
 //! a seed. Packets taken from MooseFS's own traffic (tests/golden) are used where they fit.
 
+mod monitor;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

@@ -7,6 +7,7 @@ use tracing::{info, warn};
 use wire::SessionId;
 
 use super::Shared;
+use super::chunk_loop;
 use super::core::Core;
 
 /// Between two ticks of the planner.
@@ -68,6 +69,8 @@ fn second(core: &mut Core, now: u32) {
         core.warn_of_quarantined();
     }
     end_maintenance(core, now);
+    core.spare_loaded(now);
+    chunk_loop::second(core, now);
     if now.is_multiple_of(FORGET_SERVERS_EVERY_SECONDS) {
         forget_servers(core, now);
     }

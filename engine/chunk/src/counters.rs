@@ -4,17 +4,16 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use charts::{Charts, Process};
 use ring::Ring;
 
-use crate::charts::{Charts, SERIES_COUNT, Sample};
+use crate::series::{KIND, SERIES_COUNT, Sample};
 use crate::server::Server;
 
 /// How often the load is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 /// The charts' file in the data path. Spec 70, 6.2.
 const FILE_NAME: &str = "csstats.mfs";
-/// How long one tick of the CPU times in /proc is.
-const TICK_MICROS: u64 = 10_000;
 /// Minutes between two writings of the file.
 const SAVE_MINUTES: u64 = 60;
 
@@ -55,38 +54,13 @@ impl Count {
     }
 }
 
-/// Memory of this process now, and the CPU time it has used.
-#[derive(Clone, Copy, Default)]
-struct Process {
-    user_micros: u64,
-    system_micros: u64,
-    resident_bytes: u64,
-    virtual_bytes: u64,
-}
-
-impl Process {
-    /// Zeros where the system does not say.
-    async fn look(ring: &Ring) -> Process {
-        let text = |path: &'static str| async move {
-            let bytes = ring.read_file(std::path::Path::new(path)).await.unwrap_or_default();
-            String::from_utf8_lossy(&bytes).into_owned()
-        };
-        let stat = text("/proc/self/stat").await;
-        // The name in brackets may hold blanks; the 12th and 13th words behind it are the times.
-        let words: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_ascii_whitespace().collect();
-        let ticks = |at: usize| words.get(at).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
-        let status = text("/proc/self/status").await;
-        let kibibytes = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-            line.trim().split(' ').next()?.parse::<u64>().ok()
-        };
-        Process {
-            user_micros: ticks(11) * TICK_MICROS,
-            system_micros: ticks(12) * TICK_MICROS,
-            resident_bytes: kibibytes("VmRSS:").unwrap_or(0) * 1024,
-            virtual_bytes: kibibytes("VmSize:").unwrap_or(0) * 1024,
-        }
-    }
+/// Memory and CPU time of this process.
+async fn look(ring: &Ring) -> Process {
+    let text = |path: &'static str| async move {
+        let bytes = ring.read_file(std::path::Path::new(path)).await.unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    Process::parse(&text("/proc/self/stat").await, &text("/proc/self/status").await)
 }
 
 impl Server {
@@ -138,26 +112,26 @@ impl Server {
 
     /// The totals as a monitor asks for them.
     pub(crate) async fn totals_now(&self) -> Sample {
-        self.totals(Process::look(&self.ring).await, u64::from(self.jobs()))
+        self.totals(look(&self.ring).await, u64::from(self.jobs()))
     }
 
     /// Reads the charts of the last run and adds a point to each every minute, until the task is dropped.
     pub(crate) async fn keep_charts(self: Rc<Self>) {
         if let Ok(file) = self.ring.read_file(&self.charts_path()).await {
-            *self.charts.borrow_mut() = Charts::decode_file(&file, self.minute());
+            *self.charts.borrow_mut() = Charts::decode_file(&KIND, &file, self.ring.local_minutes());
         }
-        let mut before = self.totals(Process::look(&self.ring).await, 0);
-        let mut minute = self.minute();
+        let mut before = self.totals(look(&self.ring).await, 0);
+        let mut minute = self.ring.local_minutes();
         let mut load_max = 0;
         loop {
             self.ring.sleep(LOOK).await;
             load_max = load_max.max(u64::from(self.jobs()));
-            if self.minute() == minute {
+            if self.ring.local_minutes() == minute {
                 continue;
             }
-            minute = self.minute();
-            let now = self.totals(Process::look(&self.ring).await, load_max);
-            self.charts.borrow_mut().add(minute, &difference(&now, &before));
+            minute = self.ring.local_minutes();
+            let now = self.totals(look(&self.ring).await, load_max);
+            self.charts.borrow_mut().add(minute - 1, &difference(&now, &before));
             self.store.volumes.borrow().iter().for_each(|volume| volume.end_minute());
             (before, load_max) = (now, 0);
             if minute.is_multiple_of(SAVE_MINUTES) {
@@ -177,11 +151,6 @@ impl Server {
 
     fn charts_path(&self) -> std::path::PathBuf {
         self.settings.get().data_path.join(FILE_NAME)
-    }
-
-    /// Minutes since the epoch, in UTC: the engine knows no time zone.
-    fn minute(&self) -> u64 {
-        self.ring.wall_micros() / 60_000_000
     }
 }
 

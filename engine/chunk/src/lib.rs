@@ -7,7 +7,7 @@
 //! store       volumes, registry, chunks in use: read and write a block, the operations, recovery, disks that come and go
 //! cache       verified blocks in memory
 //! scan chunkdb  which files a disk has: its folders, and the list that a clean stop left;  health  disks that hang
-//! counters charts disk_stats  what the monitor is told
+//! counters series disk_stats  what the monitor is told
 //! layout sums registry folders error   pure: bytes of a chunk file, arithmetic of sums, which file is which chunk
 //! ```
 //!
@@ -18,7 +18,6 @@
 #![allow(clippy::cast_possible_truncation, reason = "numbers of blocks, bytes in a chunk and sub-folders are bounded")]
 
 mod cache;
-mod charts;
 mod chunkdb;
 mod cores;
 mod counters;
@@ -34,6 +33,7 @@ mod registry;
 mod replicate;
 mod reports;
 mod scan;
+mod series;
 mod serve;
 pub mod server;
 pub mod settings;

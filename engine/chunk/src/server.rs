@@ -8,15 +8,16 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use charts::Charts;
 use futures_util::future::{Either, select};
 use ring::local::{self, Crew, Notify};
 use ring::{JoinHandle, Ring};
 use wire::types::Name;
 use wire::{Ip4, MetaId};
 
-use crate::charts::Charts;
 use crate::cores::{self, Core};
 use crate::master::{self, LifeEnd};
+use crate::series::KIND;
 use crate::serve::peers::Peers;
 use crate::serve::{AheadJob, ReadJob, WriteJob, accept_loop};
 use crate::settings::{LiveSettings, Settings};
@@ -246,7 +247,7 @@ impl Server {
             reloaded: Notify::new(),
             reloads: Cell::new(0),
             accepting: RefCell::default(),
-            charts: RefCell::new(Charts::new(ring.wall_micros() / 60_000_000)),
+            charts: RefCell::new(Charts::new(&KIND, ring.local_minutes())),
             ring: ring.clone(),
             settings,
             core,

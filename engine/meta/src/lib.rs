@@ -65,5 +65,5 @@ pub use locking::{LockAnswer, LockReply, LockRequest, RangeWanted, flock_command
 pub use namespace::{Caller, Namespace, Policy, ReplayError, Results, Snapshot};
 pub use snapshot::snapshot_flags;
 pub use state::{ClassNodes, ServerEntry, Sizes, Tables};
-pub use totals::Totals;
+pub use totals::{Placed, Totals};
 pub use trees::{Archived, ClassChange, Tally, smode};

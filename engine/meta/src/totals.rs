@@ -1,7 +1,8 @@
 //! Sums over the whole file system, for those who watch it. Spec 70, 4.1 and 4.3.
 
-use wire::{ChunkId, Inode};
+use wire::{ChunkId, Inode, NodeKind};
 
+use crate::chunk_table::ChunkRecord;
 use crate::namespace::Namespace;
 use crate::state::{ClassNodes, ROOT, Tables};
 
@@ -16,6 +17,15 @@ pub struct Totals {
     pub trash_nodes: u32,
     pub sustained_bytes: u64,
     pub sustained_nodes: u32,
+}
+
+/// Where a file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placed {
+    /// In directories, under so many names.
+    Named(u32),
+    Trash,
+    Sustained,
 }
 
 impl Namespace {
@@ -47,6 +57,38 @@ impl Namespace {
             let id = self.state.chunks.get(chunk)?.id;
             is_wanted(id).then_some((id, Inode(inode), index))
         })
+    }
+
+    /// Every inode is below it.
+    pub fn inodes_end(&self) -> u32 {
+        self.state.inodes_end()
+    }
+
+    /// Where a file is; `None` for what is none.
+    pub fn placed(&self, inode: Inode) -> Option<Placed> {
+        let node = self.state.node(inode.0).filter(|node| node.has_data())?;
+        Some(match node.kind() {
+            NodeKind::Trash => Placed::Trash,
+            NodeKind::Sustained => Placed::Sustained,
+            _ => Placed::Named(u32::try_from(self.state.links(inode.0).count()).unwrap_or(u32::MAX)),
+        })
+    }
+
+    /// All paths of a node in the whole tree; none if there is no such node. Spec 70, 4.13.
+    pub fn paths_in_all(&self, inode: Inode) -> Vec<Vec<u8>> {
+        let Some(node) = self.state.node(inode.0) else { return Vec::new() };
+        let detached = |word: &[u8]| vec![[word, self.state.name(node.edge), b")"].concat()];
+        match node.kind() {
+            _ if node.edge == 0 => vec![b"/".to_vec()],
+            NodeKind::Trash => detached(b"./TRASH ("),
+            NodeKind::Sustained => detached(b"./SUSTAINED ("),
+            _ => self.state.links(inode.0).map(|edge| self.state.path_below(edge, ROOT)).collect(),
+        }
+    }
+
+    /// Copies that the chunk's class wants.
+    pub fn goal_of(&self, chunk: &ChunkRecord) -> usize {
+        self.class(chunk.class).map_or(0, |class| if chunk.archived { class.arch.len() } else { class.keep.len() })
     }
 
     /// Nodes that have a storage class.

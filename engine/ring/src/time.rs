@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use crate::Ring;
 use crate::core::Core;
+use crate::sys::calls;
 
 /// A point in monotonic time, comparable between all rings of a process (or all nodes of a simulated world).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -40,6 +41,16 @@ impl Instant {
     /// Time from `earlier` to `self`; zero when `earlier` is the later one.
     pub fn saturating_duration_since(self, earlier: Instant) -> Duration {
         self - earlier
+    }
+}
+
+impl Ring {
+    /// Minutes since the epoch as a clock on the wall shows them: local time counted as if it were UTC. In the
+    /// simulation they are the same.
+    pub fn local_minutes(&self) -> u64 {
+        let seconds = i64::try_from(self.wall_micros() / 1_000_000).unwrap_or(i64::MAX);
+        let ahead = if self.core.sim.is_some() { 0 } else { calls::local_offset_seconds(seconds) };
+        u64::try_from(seconds.saturating_add(ahead)).unwrap_or(0) / 60
     }
 }
 

@@ -1,9 +1,12 @@
 //! Questions of monitors and tools. Spec 70.
 
-use tracing::warn;
+use charts::Process;
+use meta::chunks::HeavyLoad;
+use tracing::{info, warn};
 use wire::{
-    AntoclModuleInfo, AntoclModuleInfoWithId, CltoanModuleInfo, Field, HEADER_BYTES, Header, Ip4, Packet, Status,
-    VersionWord, session_flags,
+    AntoclChart, AntoclModuleInfo, AntoclModuleInfoWithId, AntoclMonotonicData, CltoanChart, CltoanChartData,
+    CltoanModuleInfo, CltoanMonotonicData, Field, HEADER_BYTES, Header, Ip4, Packet, Status, VersionWord,
+    session_flags,
 };
 
 use crate::master::core::Core;
@@ -15,16 +18,31 @@ const MLOG_LIST: u32 = 522;
 const CSSERV_COMMAND: u32 = 524;
 const SESSION_COMMAND: u32 = 526;
 
+/// CSSERV_COMMAND that forgets a server. Spec 70, 5.1.
+const REMOVE: u8 = 0;
+
 /// One question. An error is the reason to hang up.
-pub(super) fn handle(core: &mut Core, id: u64, kind: u32, payload: &[u8], now: u32) -> Result<(), String> {
+pub(super) fn handle(core: &mut Core, id: u64, kind: u32, payload: &[u8], micros: u64, now: u32) -> Result<(), String> {
     let outbox = core.clients.get(&id).ok_or("the connection is closed")?.outbox.clone();
     let packet = match kind {
         CltoanModuleInfo::TYPE => module_info(core, payload)?,
-        CSERV_LIST if payload.len() <= 1 => packet(kind + 1, &chunkservers(core)),
+        CltoanMonotonicData::TYPE if payload.is_empty() => {
+            let counters = wire::Counters(core.charts.totals().to_vec());
+            AntoclMonotonicData { counters, disks: wire::DiskTotals(None) }.encode()
+        }
+        CltoanChart::TYPE => {
+            let CltoanChart { chart, size } = CltoanChart::decode(payload).map_err(|error| error.to_string())?;
+            AntoclChart { picture: wire::Rest(core.charts.picture(chart, size)) }.encode()
+        }
+        CltoanChartData::TYPE => {
+            let packet = CltoanChartData::decode(payload).map_err(|error| error.to_string())?;
+            core.charts.answer(packet.chart, packet.entries_max)
+        }
+        CSERV_LIST if payload.is_empty() => packet(kind + 1, &chunkservers(core, now)),
         SESSION_LIST if payload.len() <= 1 => {
             packet(kind + 1, &sessions(core, payload.first().copied().unwrap_or(0), now))
         }
-        INFO if payload.is_empty() => packet(kind + 1, &info(core, now)),
+        INFO if payload.is_empty() => packet(kind + 1, &info(core, micros)),
         MLOG_LIST if payload.is_empty() => {
             let mut out = Vec::new();
             for (version, ip) in core.loggers.peers() {
@@ -32,6 +50,14 @@ pub(super) fn handle(core: &mut Core, id: u64, kind: u32, payload: &[u8], now: u
                 ip.put(&mut out);
             }
             packet(kind + 1, &out)
+        }
+        // The old form: the removal of a server, and an answer without status.
+        CSSERV_COMMAND if payload.len() == 6 => {
+            if is_admin(core, id) {
+                let status = server_command(core, &[&[REMOVE][..], payload].concat(), now);
+                info!(%status, "a chunkserver is to be forgotten");
+            }
+            packet(kind + 1, &[])
         }
         CSSERV_COMMAND if payload.len() == 7 => {
             let status = if is_admin(core, id) { server_command(core, payload, now) } else { Status::EPERM_NOTADMIN };
@@ -85,15 +111,16 @@ fn module_info(core: &Core, payload: &[u8]) -> Result<Vec<u8>, String> {
     })
 }
 
-/// 149 bytes: the form of 3.0.117. Spec 70, 4.1.
-fn info(core: &Core, now: u32) -> Vec<u8> {
+/// 149 bytes: the form of 3.0.117. `micros`: what the clock says. Spec 70, 4.1.
+fn info(core: &Core, micros: u64) -> Vec<u8> {
     let (total, free, avail) = core.space();
     let sums = core.namespace.totals();
-    let (all, regular) = core.chunks.copies_in_all();
+    let now = u32::try_from(micros / 1_000_000).unwrap_or(u32::MAX);
+    let [all, regular] = core.overview(now).copies;
     let mut out = Vec::with_capacity(149);
     VersionWord::OURS.put(&mut out);
     memory_bytes().put(&mut out);
-    for value in [0u64, 0, total, avail, free, sums.trash_bytes] {
+    for value in [core.cpu.system, core.cpu.user, total, avail, free, sums.trash_bytes] {
         value.put(&mut out);
     }
     sums.trash_nodes.put(&mut out);
@@ -109,20 +136,18 @@ fn info(core: &Core, now: u32) -> Vec<u8> {
     0u32.put(&mut out);
     core.namespace.version().put(&mut out);
     core.exports.checksum().put(&mut out);
-    (u64::from(now) * 1_000_000).put(&mut out);
+    micros.put(&mut out);
     0u32.put(&mut out);
     out
 }
 
 /// Resident bytes of this process, as the system tells.
 fn memory_bytes() -> u64 {
-    let text = crate::master::system_file("/proc/self/statm").unwrap_or_default();
-    let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
-    pages * 4096
+    Process::parse("", &crate::master::system_file("/proc/self/status").unwrap_or_default()).resident_bytes
 }
 
 /// 69 bytes each. Spec 70, 4.2.
-fn chunkservers(core: &Core) -> Vec<u8> {
+fn chunkservers(core: &Core, now: u32) -> Vec<u8> {
     let mut out = Vec::new();
     for ((ip, port), entry) in core.namespace.servers() {
         let server = core.chunks.servers().by_csid(entry.csid).and_then(|id| core.chunks.servers().get(id));
@@ -146,13 +171,14 @@ fn chunkservers(core: &Core) -> Vec<u8> {
         server.errors.put(&mut out);
         server.load.put(&mut out);
         let grace: u32 = match server.heavy_load {
-            meta::chunks::HeavyLoad::Overloaded => 0xC000_0000,
-            meta::chunks::HeavyLoad::Rebalance => 0x8000_0000,
-            _ => 0,
+            HeavyLoad::Ok => 0,
+            HeavyLoad::Overloaded => 0xC000_0000,
+            HeavyLoad::Rebalance => 0x8000_0000,
+            HeavyLoad::Default | HeavyLoad::Graceful => core.grace.left(entry.csid, now),
         };
         grace.put(&mut out);
         server.labels.put(&mut out);
-        0u8.put(&mut out);
+        core.passes.removal(entry.csid).put(&mut out);
     }
     out
 }
@@ -219,11 +245,15 @@ fn server_command(core: &mut Core, payload: &[u8], now: u32) -> Status {
     let Some((_, entry)) = core.namespace.servers().find(|(address, _)| *address == (ip, port)) else {
         return Status::NOTFOUND;
     };
-    let connected = core.chunks.servers().by_csid(entry.csid);
+    let csid = entry.csid;
+    let connected = core.chunks.servers().by_csid(csid);
     let (operation, argument) = match command {
-        0 if connected.is_some() => return Status::ACTIVE,
-        0 => (1, 0),
-        1 => return Status::OK,
+        REMOVE if connected.is_some() => return Status::ACTIVE,
+        REMOVE => (1, 0),
+        1 => {
+            core.back_to_work(csid, now);
+            return Status::OK;
+        }
         2 => (
             4,
             match core.settings.maintenance_seconds {

@@ -79,7 +79,7 @@ struct Request<'a> {
 /// Serves one client until its connection ends.
 pub(super) async fn serve(master: Shared, stream: Stream) {
     let peer = stream.peer();
-    let outbox = Outbox::new();
+    let outbox = Outbox::counted(master.traffic.clone());
     let link = Link {
         outbox: outbox.clone(),
         class: Class::Unregistered,
@@ -100,6 +100,7 @@ pub(super) async fn serve(master: Shared, stream: Stream) {
             Ok(header) => header,
             Err(gone) => break gone.to_string(),
         };
+        master.traffic.received(header);
         let handled = handle(&master, id, header, reader.payload(header));
         reader.done(header);
         if let Err(reason) = handled {
@@ -144,7 +145,8 @@ fn handle(master: &Shared, id: u64, header: Header, payload: &[u8]) -> Result<()
             return master.with(|core, _| register::register(core, id, packet, random));
         }
         500..=550 if kind != wire::CltomaNodeInfo::TYPE => {
-            return master.with(|core, now| admin::handle(core, id, kind, payload, now));
+            let micros = master.ring.wall_micros();
+            return master.with(|core, now| admin::handle(core, id, kind, payload, micros, now));
         }
         _ => {}
     }

@@ -1,13 +1,15 @@
 //! Answers for monitors: chunks by goal and copies, quotas, exports, open files, locks, storage classes. Spec 70, 4.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
-use meta::chunks::{Census, CopyKind};
+use meta::chunks::Queue;
 use meta::class::LabelSets;
 use meta::locks::LockKind;
 use wire::{ChunkId, Field, Inode, Input, Name, SessionId};
 
 use crate::master::core::Core;
+use crate::master::file_check::Found;
+use crate::master::overview;
 
 const FSTEST_INFO: u32 = 512;
 const CHUNKSTEST_INFO: u32 = 514;
@@ -21,26 +23,20 @@ const MASS_RESOLVE_PATHS: u32 = 536;
 const SCLASS_INFO: u32 = 542;
 const MISSING_CHUNKS: u32 = 544;
 
-/// Chunks that are listed as missing, at most: a stock master's default.
-const MISSING_CHUNKS_MAX: usize = 100_000;
-
-/// Goals and copies that a matrix tells apart: 0 to 9, and 10 for more.
-const SIDE: usize = 11;
-
 /// The payload of the answer, if the question is one of this module's.
 pub(super) fn answer(core: &Core, kind: u32, payload: &[u8], now: u32) -> Option<Vec<u8>> {
     match (kind, payload.len()) {
-        (FSTEST_INFO, 0 | 1) => Some(vec![0; if payload.is_empty() { 36 } else { 44 }]), // no loop over files: no data
+        (FSTEST_INFO, 0 | 1) => Some(files_found(core, !payload.is_empty())),
         (CHUNKSTEST_INFO, 0) => Some(loop_statistics(core)),
         (CHUNKS_MATRIX, 0) => Some(matrices(core, now)),
-        (CHUNKS_MATRIX, 1) => Some(numbers(&matrix(core, payload[0]))),
+        (CHUNKS_MATRIX, 1) => Some(matrix(core, payload[0], now)),
         (QUOTA_INFO, 0) => Some(quotas(core, now)),
         (EXPORTS_INFO, 0 | 1) => Some(core.exports.describe(payload.first().copied().unwrap_or(0))),
-        (MEMORY_INFO, 0) => Some(memory(core)),
+        (MEMORY_INFO, 0) => Some(memory(core, now)),
         (LIST_OPEN_FILES, 4 | 8) => Some(with_msgid(payload, |session| open_files(core, SessionId(session)))),
         (LIST_ACQUIRED_LOCKS, 4 | 8) => Some(with_msgid(payload, |inode| locks(core, inode))),
         (MASS_RESOLVE_PATHS, bytes) if bytes % 4 == 0 => Some(paths(core, payload)),
-        (SCLASS_INFO, 0) => Some(classes(core)),
+        (SCLASS_INFO, 0) => Some(classes(core, now)),
         (MISSING_CHUNKS, 0 | 1) => Some(missing_chunks(core, payload.first().is_some_and(|mode| *mode > 0), now)),
         _ => None,
     }
@@ -54,46 +50,65 @@ fn numbers(values: &[u32]) -> Vec<u8> {
 
 /// Spec 70, 4.6.
 fn loop_statistics(core: &Core) -> Vec<u8> {
-    let found = core.chunks.statistics();
-    let mut values = [0u32; 18];
-    (values[0], values[1]) = (found.sweep_started, found.sweep_ended);
-    (values[2], values[4], values[8]) = (found.deleted_invalid, found.deleted_unused, found.deleted_overgoal);
-    (values[10], values[14]) = (found.replicated_undergoal, found.rebalanced);
-    numbers(&values)
+    let report = &core.chunk_loop.last;
+    let done = &report.done;
+    numbers(&[
+        report.began,
+        report.ended,
+        done.deleted_invalid,
+        report.waiting(Queue::Cleanup),
+        done.deleted_unused,
+        report.waiting(Queue::Unused),
+        done.deleted_marked,
+        0, // such a copy goes only where that makes room, and then at once
+        done.deleted_overgoal,
+        report.waiting(Queue::Overgoal),
+        done.replicated_undergoal,
+        report.undergoal(),
+        done.replicated_labels,
+        report.waiting(Queue::WrongLabel),
+        done.rebalanced,
+        report.waiting(Queue::WrongLabel),
+        report.locked.unused,
+        report.locked.used,
+    ])
 }
 
-/// Chunks by goal (rows) and copies (columns). `which`: 0 all copies, 1 only those on disks that stay. Spec 70, 4.7.
-fn matrix(core: &Core, which: u8) -> [u32; SIDE * SIDE] {
-    let mut cells = [0u32; SIDE * SIDE];
-    if which > 1 {
-        return cells;
+/// The last round over all files. Spec 70, 4.5.
+fn files_found(core: &Core, with_detached: bool) -> Vec<u8> {
+    let nothing = Found::default();
+    let found = core.file_check.last.as_ref().unwrap_or(&nothing);
+    let mut out = numbers(&[found.began, found.ended, found.files, found.undergoal_files, found.missing_files]);
+    if with_detached {
+        out.extend(numbers(&[found.missing_trash_files, found.missing_sustained_files]));
     }
-    for record in core.namespace.chunks() {
-        let class = core.namespace.class(record.class);
-        let goal = class.map_or(0, |class| if record.archived { class.arch.len() } else { class.keep.len() });
-        let census = core.chunks.census(record.id);
-        let copies = if which == 0 { census.usable() } else { census.regular() };
-        cells[goal.min(SIDE - 1) * SIDE + copies.min(SIDE - 1)] += 1;
-    }
-    cells
+    out.extend(numbers(&[found.chunks, found.undergoal_chunks, found.missing_chunks]));
+    put_text(&found.message, &mut out);
+    out
 }
 
 fn matrices(core: &Core, now: u32) -> Vec<u8> {
     let mut out = vec![if core.chunks.in_progress(now) { 2 } else { 0 }];
-    out.extend(numbers(&matrix(core, 0)));
-    out.extend(numbers(&matrix(core, 1)));
+    core.overview(now).matrices.iter().for_each(|matrix| out.extend(numbers(matrix)));
     out
 }
 
-/// The eleven tables of a stock master as far as ours have the like: no index of nodes, copies with the chunks' records
-/// outside of the namespace, targets of symlinks among the names. Spec 70, 4.10.
-fn memory(core: &Core) -> Vec<u8> {
+/// One of them; there are no others. Spec 70, 4.7.
+fn matrix(core: &Core, which: u8, now: u32) -> Vec<u8> {
+    let overview = core.overview(now);
+    numbers(overview.matrices.get(usize::from(which)).unwrap_or(&[0; overview::MATRIX_CELLS]))
+}
+
+/// The eleven tables of a stock master as far as ours have the like: no index of nodes, targets of symlinks among the
+/// names. Spec 70, 4.10.
+fn memory(core: &Core, now: u32) -> Vec<u8> {
     let tables = core.namespace.memory();
+    let copies = core.chunks.memory(u64::from(core.overview(now).copies[0]));
     let none = meta::Memory::default();
     let in_order = [
         tables.chunk_index,
         tables.chunks,
-        none,
+        copies,
         tables.name_index,
         tables.edges,
         none,
@@ -106,25 +121,19 @@ fn memory(core: &Core) -> Vec<u8> {
     in_order.iter().flat_map(|table| [table.allocated, table.used]).flat_map(u64::to_be_bytes).collect()
 }
 
-/// Chunks without a usable copy, as they are now, by the files that they belong to. Files are looked through only if there
-/// is such a chunk; while servers still report, none is called missing. Spec 70, 4.15.
+/// Chunks without a usable copy by the files that they belong to: as they are now, or, where that would take long, those
+/// of the last round over all files that still have none. While servers report, none is called missing. Spec 70, 4.15.
 fn missing_chunks(core: &Core, with_type: bool, now: u32) -> Vec<u8> {
     let mut out = Vec::new();
     if core.chunks.in_progress(now) {
         return out;
     }
-    let lost = core.namespace.chunks().map(|record| (record.id, core.chunks.census(record.id)));
-    let lost: BTreeMap<ChunkId, Census> =
-        lost.filter(|(_, census)| census.usable() == 0).take(MISSING_CHUNKS_MAX).collect();
-    if lost.is_empty() {
-        return out;
-    }
-    for (id, inode, index) in core.namespace.slots_of_chunks(|id| lost.contains_key(&id)).take(MISSING_CHUNKS_MAX) {
+    let mut put = |id: ChunkId, inode: Inode, index: u32| {
         id.put(&mut out);
         inode.put(&mut out);
         index.put(&mut out);
         if with_type {
-            let census = lost[&id];
+            let census = core.chunks.census(id);
             let why: u8 = match (census.invalid, census.wrong_version) {
                 (_, 1..) => 2,
                 (1.., _) => 1,
@@ -132,6 +141,18 @@ fn missing_chunks(core: &Core, with_type: bool, now: u32) -> Vec<u8> {
             };
             why.put(&mut out);
         }
+    };
+    if !core.is_small() {
+        let last = core.file_check.last.iter().flat_map(|found| &found.missing);
+        let still = last.filter(|(id, ..)| core.chunks.census(*id).usable() == 0);
+        still.for_each(|&(id, inode, index)| put(id, inode, index));
+        return out;
+    }
+    let all = core.namespace.chunks().map(|chunk| chunk.id);
+    let lost: BTreeSet<ChunkId> = all.filter(|id| core.chunks.census(*id).usable() == 0).collect();
+    if !lost.is_empty() {
+        let slots = core.namespace.slots_of_chunks(|id| lost.contains(&id)).take(core.settings.missing_listed);
+        slots.for_each(|(id, inode, index)| put(id, inode, index));
     }
     out
 }
@@ -191,18 +212,18 @@ fn open_files(core: &Core, session: SessionId) -> Vec<u8> {
     out
 }
 
-/// For each inode its paths, as a session of the whole tree sees them. Spec 70, 4.13.
+/// For each inode its paths in the whole tree. Spec 70, 4.13.
 fn paths(core: &Core, payload: &[u8]) -> Vec<u8> {
     let mut input = Input::new(payload);
     let inodes: Vec<Inode> = Field::take(&mut input).unwrap_or_default();
-    let whole = core.namespace.sessions().find(|(_, session)| session.params.root == Inode::ROOT).map(|(id, _)| id);
     let mut out = Vec::new();
     for inode in inodes.into_iter().filter(|inode| inode.0 != 0) {
-        let found = whole.and_then(|session| core.namespace.paths(session, inode).ok());
-        let mut records = Vec::new();
-        for path in found.unwrap_or_else(|| vec![b"(deleted)".to_vec()]) {
-            put_text(&path, &mut records);
+        let mut found = core.namespace.paths_in_all(inode);
+        if found.is_empty() {
+            found.push(b"(deleted)".to_vec());
         }
+        let mut records = Vec::new();
+        found.iter().for_each(|path| put_text(path, &mut records));
         inode.put(&mut out);
         put_text(&records, &mut out);
     }
@@ -235,26 +256,9 @@ fn locks(core: &Core, wanted: u32) -> Vec<u8> {
     out
 }
 
-/// Counters of a class's chunks: under, exact and over goal, each in keep and in archive state.
-#[derive(Clone, Copy, Default)]
-struct ClassChunks {
-    cells: [[u64; 2]; 3],
-}
-
 /// Spec 70, 4.14: the form of 3.0.117.
-fn classes(core: &Core) -> Vec<u8> {
-    let mut chunks = [ClassChunks::default(); 256];
-    for record in core.namespace.chunks().filter(|record| record.references > 0) {
-        let Some(class) = core.namespace.class(record.class) else { continue };
-        let goal = if record.archived { class.arch.len() } else { class.keep.len() };
-        let valid = core.chunks.copies(record.id).filter(|(_, state)| state.kind == CopyKind::Valid && !state.marked);
-        let row = match valid.count().cmp(&goal) {
-            std::cmp::Ordering::Less => 0,
-            std::cmp::Ordering::Equal => 1,
-            std::cmp::Ordering::Greater => 2,
-        };
-        chunks[usize::from(record.class)].cells[row][usize::from(record.archived)] += 1;
-    }
+fn classes(core: &Core, now: u32) -> Vec<u8> {
+    let overview = core.overview(now);
     let servers = core.chunks.servers();
     let word = |count: usize| u16::try_from(count).unwrap_or(u16::MAX);
     let matching = |sets: &LabelSets| {
@@ -271,7 +275,7 @@ fn classes(core: &Core) -> Vec<u8> {
         let nodes = core.namespace.nodes_of_class(id);
         nodes.files.put(&mut out);
         nodes.dirs.put(&mut out);
-        chunks[usize::from(id)].cells.iter().flatten().for_each(|count| count.put(&mut out));
+        overview.classes[usize::from(id)].iter().flatten().for_each(|count| count.put(&mut out));
         u8::from(class.admin_only).put(&mut out);
         class.mode.put(&mut out);
         class.arch_delay_days.put(&mut out);

@@ -19,7 +19,13 @@ pub(super) fn dispatch(request: &mut Request<'_>, kind: u32, payload: &[u8]) -> 
         CltomaFuseAccess::TYPE => request.access(&CltomaFuseAccess::decode(payload)?),
         CltomaFuseLookup::TYPE => request.lookup(&CltomaFuseLookup::decode(payload)?),
         CltomaFuseGetattr::TYPE => request.getattr(&CltomaFuseGetattr::decode(payload)?),
-        CltomaFuseSetattr::TYPE => request.setattr(&CltomaFuseSetattr::decode(payload)?),
+        CltomaFuseSetattr::TYPE => {
+            let packet = CltomaFuseSetattr::decode(payload)?;
+            if packet.gids.is_single() {
+                return Err(WireError::Range { field: "group count", value: 0 }); // MooseFS's dies of it. Spec 31, 31.5
+            }
+            request.setattr(&packet)
+        }
         CltomaFuseReadlink::TYPE => request.readlink(&CltomaFuseReadlink::decode(payload)?),
         CltomaFuseSymlink::TYPE => request.symlink(&CltomaFuseSymlink::decode(payload)?),
         CltomaFuseMknod::TYPE => request.mknod(&CltomaFuseMknod::decode(payload)?),

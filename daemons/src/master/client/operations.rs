@@ -9,7 +9,7 @@ use wire::{
 };
 
 /// Counters of a session.
-pub(super) const COUNT: usize = 16;
+pub(in crate::master) const COUNT: usize = 16;
 /// Places of two counters that CREATE moves, since it is a MKNOD and an OPEN in one.
 const MKNOD: usize = 8;
 const OPEN: usize = 13;
@@ -20,6 +20,7 @@ pub(super) type Counts = [u32; COUNT];
 #[derive(Debug, Default)]
 pub(in crate::master) struct Operations {
     sessions: BTreeMap<SessionId, Hours>,
+    totals: [u64; COUNT],
 }
 
 #[derive(Debug, Default)]
@@ -41,7 +42,13 @@ impl Operations {
         let present = &mut self.sessions.entry(session).or_default().present;
         for at in std::iter::once(first).chain(second) {
             present[at] = present[at].saturating_add(1);
+            self.totals[at] += 1;
         }
+    }
+
+    /// Of all sessions since the start.
+    pub(in crate::master) fn totals(&self) -> &[u64; COUNT] {
+        &self.totals
     }
 
     /// This hour's counters, and the last one's.
@@ -99,5 +106,6 @@ mod tests {
         operations.end_hour(|session| session == one);
         assert_eq!(operations.of(one), ([0; COUNT], expected));
         assert_eq!(operations.of(two), ([0; COUNT], [0; COUNT]), "the session is gone");
+        assert_eq!((operations.totals()[3], operations.totals()[15]), (2, 1), "what it did is not");
     }
 }

@@ -3,8 +3,9 @@
 use wire::limits::LOCATIONS_MAX;
 use wire::{ChunkId, Ip4, Location, Status};
 
-use super::copies::{CopyKind, Operation};
+use super::copies::{Copy, CopyKind, Operation, Record};
 use super::{Chunks, Effect, Effects, ServerId, Table};
+use crate::arena::Memory;
 
 /// How a write or truncation goes on. The journal's line comes between this and the operation's start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,14 +141,16 @@ impl Chunks {
         self.records.get(&chunk).map(|record| record.census()).unwrap_or_default()
     }
 
-    /// Copies of all chunks, and those on disks that stay. Spec 70, 4.1.
-    pub fn copies_in_all(&self) -> (u32, u32) {
-        let sums = self
-            .records
-            .values()
-            .map(|record| record.census())
-            .fold((0usize, 0usize), |(all, regular), census| (all + census.usable(), regular + census.regular()));
-        (u32::try_from(sums.0).unwrap_or(u32::MAX), u32::try_from(sums.1).unwrap_or(u32::MAX))
+    /// Memory of the records of chunks, by their number and that of their copies: room is taken for four of these at
+    /// least. Spec 70, 4.10.
+    pub fn memory(&self, copies: u64) -> Memory {
+        const COPIES_MIN: u64 = 4;
+        let (record, copy) = (size_of::<(ChunkId, Record)>() as u64, size_of::<Copy>() as u64);
+        let records = self.records.len() as u64;
+        Memory {
+            allocated: records * record + copies.max(records * COPIES_MIN) * copy,
+            used: records * record + copies * copy,
+        }
     }
 
     /// For REPAIR: the highest version among copies of another version, if there is no usable copy. Spec 41, 12.

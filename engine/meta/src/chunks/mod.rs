@@ -219,8 +219,12 @@ pub type Effects = Vec<Effect>;
 pub struct Statistics {
     pub deleted_invalid: u32,
     pub deleted_unused: u32,
+    /// On disks marked for removal.
+    pub deleted_marked: u32,
     pub deleted_overgoal: u32,
     pub replicated_undergoal: u32,
+    /// To servers that fit the labels better.
+    pub replicated_labels: u32,
     pub rebalanced: u32,
     pub sweep_started: u32,
     pub sweep_ended: u32,

@@ -270,6 +270,8 @@ impl Chunks {
         match status {
             Status::OK | Status::NOCHUNK => {
                 record.remove(server);
+                let used = table.facts(chunk).is_some_and(|facts| facts.files > 0);
+                self.statistics.deleted_marked += u32::from(state.marked && used);
             }
             _ => record.set(server, state.with(CopyKind::Invalid)),
         }
@@ -302,7 +304,12 @@ impl Chunks {
                 match status {
                     Status::OK if same => {
                         record.set(server, state.with(CopyKind::Valid));
-                        self.statistics.replicated_undergoal += 1;
+                        // One more than wanted is made only for its place.
+                        if record.census().valid > usize::from(facts.goal) {
+                            self.statistics.replicated_labels += 1;
+                        } else {
+                            self.statistics.replicated_undergoal += 1;
+                        }
                     }
                     Status::OK => record.set(server, state.with(CopyKind::Invalid)),
                     _ => {

@@ -20,6 +20,8 @@ pub enum HeavyLoad {
     Ok,
     Overloaded,
     Rebalance,
+    /// Never told, and spared by the master because of its load. Spec 40, 7.3.
+    Graceful,
 }
 
 impl HeavyLoad {
@@ -101,9 +103,9 @@ impl Server {
         self.free_bytes() <= self.space.total / 100
     }
 
-    /// Overloaded or in maintenance: takes replicas of endangered chunks only.
+    /// Overloaded, spared or in maintenance: takes replicas of endangered chunks only.
     pub fn spared(&self) -> bool {
-        self.heavy_load == HeavyLoad::Overloaded || self.maintenance
+        matches!(self.heavy_load, HeavyLoad::Overloaded | HeavyLoad::Graceful) || self.maintenance
     }
 }
 
@@ -120,6 +122,10 @@ impl Servers {
 
     pub fn get_mut(&mut self, id: ServerId) -> Option<&mut Server> {
         self.connected.get_mut(&id)
+    }
+
+    pub fn all_mut(&mut self) -> impl Iterator<Item = &mut Server> {
+        self.connected.values_mut()
     }
 
     pub fn contains(&self, id: ServerId) -> bool {

@@ -44,6 +44,15 @@ impl Doorbell {
     }
 }
 
+/// How far local time is ahead of UTC at a moment of Unix time, in seconds; 0 where the system cannot say.
+pub(crate) fn local_offset_seconds(unix_seconds: i64) -> i64 {
+    // SAFETY: all zeros is a value of this plain structure, and the call fills it.
+    let mut local: libc::tm = unsafe { std::mem::zeroed() };
+    // SAFETY: reads one local and writes another. It may read the variable TZ, which nobody here changes.
+    let known = unsafe { !libc::localtime_r(&raw const unix_seconds, &raw mut local).is_null() };
+    if known { local.tm_gmtoff } else { 0 }
+}
+
 /// Closes a descriptor that the ring owned.
 pub(crate) fn close(fd: RawFd) {
     // SAFETY: `Descriptor` gives each number away once, after its last operation.
