@@ -17,10 +17,6 @@ const STEP: Duration = Duration::from_millis(100);
 const STEP_MAX: u32 = 2000;
 /// The first round begins as soon as all chunkservers are there, at the latest so long after the start. Spec 41, 12.
 const FIRST_AFTER_SECONDS: u32 = 900;
-/// The text that names what is missing. Spec 70, 4.5.
-const MESSAGE_BYTES_MAX: usize = 100_000;
-/// Names of one file that the text has.
-const NAMES_MAX: usize = 10;
 
 /// What a round has found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,7 +33,6 @@ pub(super) struct Found {
     pub(super) chunks: u32,
     pub(super) undergoal_chunks: u32,
     pub(super) missing_chunks: u32,
-    pub(super) message: Vec<u8>,
     /// Where the chunks without copy lie: chunk, inode, index.
     pub(super) missing: Vec<(ChunkId, Inode, u32)>,
 }
@@ -121,7 +116,6 @@ impl Core {
                 if round.found.missing.len() < self.settings.missing_listed {
                     round.found.missing.push((chunk, inode, index));
                 }
-                tell(&mut round.found.message, || format!("chunk {chunk} has no copy (inode {inode}, index {index})"));
             } else if usable < goal {
                 round.found.undergoal_chunks += 1;
                 round.undergoal = true;
@@ -130,36 +124,14 @@ impl Core {
         round.found.files += 1;
         round.found.undergoal_files += u32::from(round.undergoal);
         if round.missing {
-            let count = match placed {
-                Placed::Named(names) => {
-                    round.found.missing_files += names;
-                    "file"
-                }
-                Placed::Trash => {
-                    round.found.missing_trash_files += 1;
-                    "file in the trash"
-                }
-                Placed::Sustained => {
-                    round.found.missing_sustained_files += 1;
-                    "removed file that is still open"
-                }
-            };
-            for path in self.namespace.paths_in_all(inode).into_iter().take(NAMES_MAX) {
-                let path = String::from_utf8_lossy(&path).into_owned();
-                tell(&mut round.found.message, || format!("{count} {inode} cannot be read whole: {path}"));
+            match placed {
+                Placed::Named(names) => round.found.missing_files += names,
+                Placed::Trash => round.found.missing_trash_files += 1,
+                Placed::Sustained => round.found.missing_sustained_files += 1,
             }
         }
         let found = std::mem::take(&mut round.found);
         *round = Round { found, inode: round.inode + 1, ..Round::default() };
         budget
-    }
-}
-
-/// One more line, if there is room for it.
-fn tell(message: &mut Vec<u8>, line: impl FnOnce() -> String) {
-    if message.len() < MESSAGE_BYTES_MAX {
-        message.extend_from_slice(line().as_bytes());
-        message.push(b'\n');
-        message.truncate(MESSAGE_BYTES_MAX);
     }
 }
