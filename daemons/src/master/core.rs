@@ -358,8 +358,8 @@ impl Core {
     }
 }
 
-/// Names of our extensions to the protocol that this master serves, separated by commas. None yet.
-const EXTENSIONS: &str = "";
+/// Names of our extensions to the protocol that this master serves, separated by blanks.
+const EXTENSIONS: &str = wire::TIMES_EXTENSION;
 
 fn encode_command(command: Command) -> Vec<u8> {
     match command {
