@@ -348,8 +348,8 @@ impl fuser::Filesystem for Handshake {
             let _ = config.set_max_readahead(most);
         }
         let _ = config.set_max_background(BACKGROUND_REQUESTS_MAX);
-        // What the master stores.
-        let _ = config.set_time_granularity(Duration::from_secs(1));
+        // Ours stores nanoseconds; another master cuts them itself, and its answers say what it stored.
+        let _ = config.set_time_granularity(Duration::from_nanos(1));
         Ok(())
     }
 }

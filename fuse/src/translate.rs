@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use client::{AttrChange, DirEntry, LockKind, OpenFlags, StatFs, TimeChange};
+use client::{AttrChange, DirEntry, LockKind, OpenFlags, StatFs, Time, TimeChange};
 use wire::types::attr_flags;
 use wire::{Attr, Inode, NodeKind};
 
@@ -155,14 +155,14 @@ pub fn open_flags(flags: i32) -> OpenFlags {
     }
 }
 
-/// What a SETATTR changes. Errors: EFBIG. Times before 1970 or after 2106 go to the nearest that can be stored.
+/// What a SETATTR changes. Errors: EFBIG. Times that cannot be stored go to the nearest that can.
 pub fn attribute_change(set: &SetAttributes) -> Result<AttrChange, Errno> {
     if set.size_bytes.is_some_and(|size| size >= FILE_BYTES_MAX) {
         return Err(Errno(libc::EFBIG));
     }
     let time = |time: SetTime| match time {
         SetTime::Now => TimeChange::Now,
-        SetTime::At(seconds, _) => TimeChange::Seconds(u32::try_from(seconds.max(0)).unwrap_or(u32::MAX)),
+        SetTime::At(seconds, nanos) => TimeChange::At(Time::at(seconds, nanos)),
     };
     Ok(AttrChange {
         size: set.size_bytes,
@@ -291,10 +291,12 @@ mod tests {
 
     #[test]
     fn times_that_cannot_be_stored_go_to_the_nearest() {
-        let set = |seconds| SetAttributes { mtime: Some(SetTime::At(seconds, 0)), ..SetAttributes::default() };
+        let set = |seconds| SetAttributes { mtime: Some(SetTime::At(seconds, 7)), ..SetAttributes::default() };
         let mtime = |seconds| attribute_change(&set(seconds)).expect("no size").mtime;
-        assert_eq!(mtime(-1), Some(TimeChange::Seconds(0)));
-        assert_eq!(mtime(1 << 40), Some(TimeChange::Seconds(u32::MAX)));
+        assert_eq!(mtime(-1), Some(TimeChange::At(Time(-999_999_993))));
+        assert_eq!(mtime(1 << 32), Some(TimeChange::At(Time::at(1 << 32, 7))));
+        assert_eq!(mtime(i64::MAX), Some(TimeChange::At(Time::MAX)));
+        assert_eq!(mtime(i64::MIN), Some(TimeChange::At(Time::MIN)));
         let size = SetAttributes { size_bytes: Some(FILE_BYTES_MAX), ..SetAttributes::default() };
         assert_eq!(attribute_change(&size), Err(Errno(libc::EFBIG)));
     }

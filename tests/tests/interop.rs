@@ -7,11 +7,13 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on may say so by panicking")]
 
 use std::collections::BTreeSet;
+use std::fs::FileTimes;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use mooring_tests::cluster::{Cluster, Kind, Layout};
 use mooring_tests::copies;
@@ -32,6 +34,15 @@ fn a_stock_mount_works_on_our_master_and_our_chunkservers() {
     }
     let mut cluster = Cluster::start("a", Layout::ours(3));
     copies_a_tree_in_and_out(&mut cluster, Kind::Stock, Plan::medium(1));
+
+    // Times that only our mount can set are shown to MooseFS's as near as it can say them.
+    let (ours, stock) = (cluster.mount(Kind::Mooring), cluster.mount(Kind::Stock));
+    for (set, seen) in [((5, 999_999_999), (5, 0)), ((1 << 32, 7), (u32::MAX.into(), 0)), ((-3, 5), (0, 0))] {
+        let name = format!("set to {}", set.0);
+        set_times(&ours.join(&name), set);
+        assert_eq!(times(&ours.join(&name)), [set; 2]);
+        assert_eq!(times(&stock.join(&name)), [seen; 2]);
+    }
 }
 
 #[test]
@@ -236,6 +247,57 @@ fn copies_a_tree_in_and_out(cluster: &mut Cluster, kind: Kind, plan: Plan) {
     tree::assert_same(&source, &out);
     tree_changes_are_kept(cluster, &mount, kind);
     std::fs::remove_dir_all(&out).unwrap();
+    times_are_kept(cluster, kind);
+}
+
+/// To the nanosecond and beyond 2106 if mount and master are ours, else in seconds.
+fn times_are_kept(cluster: &mut Cluster, kind: Kind) {
+    cluster.unmount_all();
+    let mount = cluster.mount(kind);
+    let exact = kind == Kind::Mooring && cluster.layout().master == Kind::Mooring;
+    let fraction = |nanos| if exact { nanos } else { 0 };
+    let mut expected = vec![((1_234_567_890, 123_456_789), (1_234_567_890, fraction(123_456_789)))];
+    if kind == Kind::Mooring {
+        let far = |seconds: i64| if exact { seconds } else { seconds.clamp(0, u32::MAX.into()) };
+        expected.extend([1 << 32, 1 << 33, -1000].map(|seconds| ((seconds, 1), (far(seconds), fraction(1)))));
+    }
+    for (set, seen) in &expected {
+        let path = mount.join(format!("set to {}", set.0));
+        set_times(&path, *set);
+        assert_eq!(times(&path), [*seen; 2]);
+    }
+    // What the master's clock says: two changes within one second are told apart.
+    let path = mount.join("changed twice");
+    let ctime = |path: &Path| std::fs::metadata(path).map(|found| (found.ctime(), found.ctime_nsec())).unwrap();
+    std::fs::write(&path, b"").unwrap();
+    let made = ctime(&path);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let changed = ctime(&path);
+    assert!(if exact { made < changed } else { (made.1, changed.1) == (0, 0) }, "{made:?} {changed:?}");
+    cluster.unmount_all();
+    let mount = cluster.mount(kind);
+    assert_eq!(ctime(&mount.join("changed twice")), changed);
+    for (set, seen) in &expected {
+        assert_eq!(times(&mount.join(format!("set to {}", set.0))), [*seen; 2]);
+    }
+}
+
+/// Makes a file with this atime and mtime: seconds and nanoseconds.
+fn set_times(path: &Path, (seconds, nanos): (i64, u32)) {
+    let seconds = match Duration::from_secs(seconds.unsigned_abs()) {
+        before if seconds < 0 => UNIX_EPOCH - before,
+        after => UNIX_EPOCH + after,
+    };
+    let time = seconds + Duration::from_nanos(nanos.into());
+    let file = std::fs::File::create(path).unwrap();
+    file.set_times(FileTimes::new().set_accessed(time).set_modified(time)).unwrap();
+}
+
+/// atime and mtime.
+fn times(path: &Path) -> [(i64, u32); 2] {
+    let found = std::fs::metadata(path).unwrap();
+    [(found.atime(), found.atime_nsec()), (found.mtime(), found.mtime_nsec())]
+        .map(|(seconds, nanos)| (seconds, u32::try_from(nanos).unwrap()))
 }
 
 /// What `cp` does not do: overwriting in the middle, truncating, renaming over, removing.

@@ -382,8 +382,8 @@ impl Core {
     }
 }
 
-/// Names of our extensions to the protocol that this master serves, separated by commas. None yet.
-const EXTENSIONS: &str = "";
+/// Names of our extensions to the protocol that this master serves, separated by blanks.
+const EXTENSIONS: &str = wire::TIMES_EXTENSION;
 
 fn work_of(command: Command) -> Work {
     match command {

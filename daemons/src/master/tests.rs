@@ -215,6 +215,18 @@ impl Peer {
         decode_answer(&payload).expect("the answer is well-formed")
     }
 
+    /// Asks for long times, and takes the answer in that form.
+    async fn get_long<A: Packet>(&mut self, mut packet: Vec<u8>) -> Result<A, Status> {
+        ask_for_long_times(&mut packet);
+        self.send(packet).await;
+        loop {
+            let (kind, payload) = self.next().await.ok_or(Status::DISCONNECTED)?;
+            if kind == A::TYPE + LONG_TIMES {
+                return decode_numbered_answer(kind, &payload).expect("the answer is well-formed");
+            }
+        }
+    }
+
     pub(crate) async fn mount(ring: &Ring) -> Peer {
         let mut peer = Peer::connect(ring, 9421).await;
         peer.send(golden("c3-register-new-req")).await;
@@ -329,6 +341,68 @@ fn execute(held: &Held, kind: u32, payload: &[u8]) -> Vec<u8> {
         }
         other => panic!("a chunkserver of 3.0.117 would hang up on type {other}"),
     }
+}
+
+#[test]
+fn times_are_long_for_a_client_that_asks_so_and_seconds_for_all_others() {
+    let scene = Scene::new(1);
+    scene.play(21, |ring| async move {
+        let mut client = Peer::mount(&ring).await;
+        let option = Name::new(EXTENSIONS_OPTION).unwrap();
+        let value: AntoanConfigValue =
+            AntoanConfigValue::decode(&client.ask(&AntoanGetConfig { msgid: 1, option }).await.unwrap()).unwrap();
+        assert!(has_extension(value.value.as_bytes(), TIMES_EXTENSION));
+        let inode = client.create("file").await.unwrap();
+        let (atime, mtime) = (Time::at(-7, 5), Time::at(1 << 32, 6));
+        let (uid, gids, opened) = (0, Gids::list(&[0]), 0);
+        let setmask = set_mask::ATIME | set_mask::MTIME;
+        let set = CltomaSetattrLong {
+            msgid: 9,
+            inode,
+            opened,
+            uid,
+            gids,
+            setmask,
+            mode: 0,
+            attruid: 0,
+            attrgid: 0,
+            atime,
+            mtime,
+            winattr: 0,
+            sugidclearmode: 0,
+        };
+        let set: MatoclFuseSetattr = client.get_long(set.encode()).await.unwrap();
+        assert_eq!((set.attr.atime, set.attr.mtime), (atime, mtime));
+        assert_ne!(set.attr.ctime, set.attr.ctime.in_seconds());
+
+        let stock = CltomaFuseGetattr { msgid: 1, inode, opened, uid, gid: 0 };
+        let stock: MatoclFuseGetattr = client.get(&stock).await.unwrap();
+        let seen = [stock.attr.atime, stock.attr.mtime, stock.attr.ctime];
+        assert_eq!(seen, [0.into(), u32::MAX.into(), set.attr.ctime.in_seconds()]);
+
+        // The other answers with attributes, and a status in the place of one.
+        let (name, gids) = (Name::new(b"file").unwrap(), Gids::list(&[0]));
+        let found = CltomaFuseLookup { msgid: 2, parent: Inode(1), name, uid, gids };
+        let found: MatoclFuseLookup = client.get_long(found.encode()).await.unwrap();
+        assert_eq!((found.attr.atime, found.attr.mtime, found.attr.ctime), (atime, mtime, set.attr.ctime));
+        let (flags, gids) = (readdir_flags::WITHATTR, Gids::list(&[0]));
+        let nedgeid = EDGE_ID_START;
+        let list = CltomaFuseReaddir { msgid: 3, inode: Inode(1), uid, gids, flags, maxentries: 9, nedgeid };
+        let list: MatoclFuseReaddir = client.get_long(list.encode()).await.unwrap();
+        let listed = list.entries.iter().find(|entry| entry.inode == inode).unwrap();
+        assert_eq!((listed.attr.mtime, listed.attr.extra), (mtime, 0));
+        let cut = CltomaFuseTruncate { msgid: 4, inode, flags: 0, uid, gids: Gids::list(&[0]), length: 100 };
+        let cut: MatoclFuseTruncate = client.get_long(cut.encode()).await.unwrap();
+        assert!(cut.attr.mtime > set.attr.ctime && cut.attr.mtime == cut.attr.ctime);
+        let gone = CltomaFuseGetattr { msgid: 5, inode: Inode(77), opened, uid, gid: 0 };
+        assert_eq!(client.get_long::<MatoclFuseGetattr>(gone.encode()).await, Err(Status::ENOENT));
+
+        let (atime, mtime) = (Time(cut.attr.mtime.0 + 1), Time(cut.attr.mtime.0 + 2));
+        client.send(CltomaAmtimeInodesLong { entries: vec![AmtimeEntryLong { inode, atime, mtime }] }.encode()).await;
+        let told = CltomaFuseGetattr { msgid: 6, inode, opened, uid, gid: 0 };
+        let told: MatoclFuseGetattr = client.get_long(told.encode()).await.unwrap();
+        assert_eq!((told.attr.atime, told.attr.mtime, told.attr.ctime), (atime, mtime, mtime));
+    });
 }
 
 #[test]

@@ -354,6 +354,7 @@ mod tests {
             trash_time_min_secs: 0,
             trash_time_max_secs: u32::MAX,
             disables: 0,
+            long_times: false,
         }
     }
 

@@ -393,7 +393,7 @@ async fn operations(ring: &ring::Ring, client: &Client, other: &Client, remote: 
         mode: Some(0o604),
         uid: Some(1000),
         gid: Some(1001),
-        mtime: Some(TimeChange::Seconds(1_234_567)),
+        mtime: Some(TimeChange::At(1_234_567.into())),
         atime: Some(TimeChange::Now),
         ..AttrChange::default()
     };

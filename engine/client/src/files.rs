@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use ring::local::Semaphore;
-use wire::{AmtimeEntry, Attr, Inode, NodeKind};
+use wire::{AmtimeEntryLong, Attr, Inode, NodeKind, Time};
 
 use crate::locations::ChunkLocation;
 use crate::readahead::Reader;
@@ -108,16 +108,18 @@ pub(crate) struct Files {
 /// have put the first ones on their devices by themselves.
 const UNSYNCED_CLOSED_MAX: usize = 50_000;
 
-/// Times that the master has not been told often enough. 0: none. Spec 30, 5.3.
+/// Times that the master has not been told often enough. `NONE`: no time. Spec 30, 5.3.
 #[derive(Clone, Copy, Default)]
 struct Times {
-    atime: u32,
-    mtime: u32,
+    atime: Time,
+    mtime: Time,
     /// Each value is sent in two successive seconds.
     sends_left: u8,
 }
 
 const TIME_SENDS: u8 = 2;
+
+const NONE: Time = Time(0);
 
 impl Files {
     /// The file with this inode, made if it is not held yet. Counts one handle.
@@ -237,20 +239,20 @@ impl Files {
         }
     }
 
-    pub(crate) fn note_read(&self, inode: Inode, now_secs: u32) {
+    pub(crate) fn note_read(&self, inode: Inode, now: Time) {
         let mut times = self.times.borrow_mut();
         let entry = times.entry(inode).or_default();
-        if entry.atime != now_secs {
-            entry.atime = now_secs;
+        if entry.atime != now {
+            entry.atime = now;
             entry.sends_left = TIME_SENDS;
         }
     }
 
-    pub(crate) fn note_write(&self, inode: Inode, now_secs: u32) {
+    pub(crate) fn note_write(&self, inode: Inode, now: Time) {
         let mut times = self.times.borrow_mut();
         let entry = times.entry(inode).or_default();
-        if entry.mtime != now_secs {
-            entry.mtime = now_secs;
+        if entry.mtime != now {
+            entry.mtime = now;
             entry.sends_left = TIME_SENDS;
         }
     }
@@ -260,22 +262,22 @@ impl Files {
         let mut times = self.times.borrow_mut();
         if let Some(entry) = times.get_mut(&inode) {
             if atime {
-                entry.atime = 0;
+                entry.atime = NONE;
             }
             if mtime {
-                entry.mtime = 0;
+                entry.mtime = NONE;
             }
-            if entry.atime == 0 && entry.mtime == 0 {
+            if (entry.atime, entry.mtime) == (NONE, NONE) {
                 times.remove(&inode);
             }
         }
     }
 
     /// What to tell the master this second.
-    pub(crate) fn take_times(&self) -> Vec<AmtimeEntry> {
+    pub(crate) fn take_times(&self) -> Vec<AmtimeEntryLong> {
         let mut entries = Vec::new();
         self.times.borrow_mut().retain(|inode, times| {
-            entries.push(AmtimeEntry { inode: *inode, atime: times.atime, mtime: times.mtime });
+            entries.push(AmtimeEntryLong { inode: *inode, atime: times.atime, mtime: times.mtime });
             times.sends_left -= 1;
             times.sends_left > 0
         });
@@ -290,9 +292,13 @@ impl Files {
             attr.extra = attr.extra.max(file.dirty.end());
         }
         if let Some(times) = self.times.borrow().get(&inode) {
-            attr.atime = attr.atime.max(times.atime.into());
-            attr.mtime = attr.mtime.max(times.mtime.into());
-            attr.ctime = attr.ctime.max(times.mtime.into());
+            if times.atime != NONE {
+                attr.atime = attr.atime.max(times.atime);
+            }
+            if times.mtime != NONE {
+                attr.mtime = attr.mtime.max(times.mtime);
+                attr.ctime = attr.ctime.max(times.mtime);
+            }
         }
         attr
     }
@@ -408,14 +414,15 @@ mod tests {
     #[test]
     fn every_time_is_told_twice_and_a_set_time_cancels_ours() {
         let files = Files::default();
-        files.note_write(Inode(5), 1000);
-        files.note_read(Inode(6), 1001);
-        let entry = |inode, atime, mtime| AmtimeEntry { inode: Inode(inode), atime, mtime };
+        files.note_write(Inode(5), Time(1000));
+        files.note_read(Inode(6), Time(1001));
+        let entry =
+            |inode, atime, mtime| AmtimeEntryLong { inode: Inode(inode), atime: Time(atime), mtime: Time(mtime) };
         let both = [entry(5, 0, 1000), entry(6, 1001, 0)];
         assert_eq!(files.take_times(), both);
         assert_eq!(files.take_times(), both);
         assert_eq!(files.take_times(), []);
-        files.note_write(Inode(5), 1002);
+        files.note_write(Inode(5), Time(1002));
         files.cancel_times(Inode(5), false, true);
         assert_eq!(files.take_times(), []);
     }

@@ -48,4 +48,4 @@ pub use client::Client;
 pub use errno::Errno;
 pub use settings::{MountError, Session, Settings, disables};
 pub use types::*;
-pub use wire::{Attr, Inode, NodeKind, attr_flags, lookup_flags, session_flags};
+pub use wire::{Attr, Inode, NodeKind, Time, attr_flags, lookup_flags, session_flags};

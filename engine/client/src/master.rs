@@ -18,8 +18,9 @@ use futures_util::future::{Either, select};
 use ring::local::{Notify, OneshotSender, oneshot};
 use ring::{BufferedReader, Instant, Stream};
 use wire::{
-    ClientNop, CltomaFuseTimeSync, Field, Header, Inode, Input, MatoclFuseChunkHasChanged, MatoclFuseFlengHasChanged,
-    MatoclFuseInvalidateChunkCache, MatoclFuseTimeSyncWithId, Packet, WireError, decode_answer,
+    AmtimeEntryLong, ClientNop, CltomaFuseTimeSync, Field, Header, Inode, Input, MatoclFuseChunkHasChanged,
+    MatoclFuseFlengHasChanged, MatoclFuseInvalidateChunkCache, MatoclFuseTimeSyncWithId, Packet, Time, WireError,
+    ask_for_long_times, decode_numbered_answer, for_stock_master,
 };
 
 use crate::client::Inner;
@@ -135,10 +136,16 @@ impl Master {
         self.state.borrow().session.as_ref().is_some_and(|session| session.disables & bit != 0)
     }
 
-    /// Seconds since 1970 by the master's clock.
-    pub(crate) fn clock_secs(&self, ring: &ring::Ring) -> u32 {
-        let micros = ring.wall_micros().saturating_add_signed(self.clock_offset_micros.get());
-        u32::try_from(micros / 1_000_000).unwrap_or(u32::MAX)
+    /// Does the master of the present or last session know the extension `times`?
+    pub(crate) fn has_long_times(&self) -> bool {
+        self.state.borrow().session.as_ref().is_some_and(|session| session.long_times)
+    }
+
+    /// Now by the master's clock, as the master keeps times.
+    pub(crate) fn clock(&self, ring: &ring::Ring) -> Time {
+        let ours = i64::try_from(ring.wall_nanos()).unwrap_or(i64::MAX);
+        let now = Time(ours.saturating_add(self.clock_offset_micros.get().saturating_mul(1000)));
+        if self.has_long_times() { now } else { now.in_seconds() }
     }
 
     /// One request and its answer. `packet`: the whole packet for a message id. Waits through reconnects.
@@ -239,11 +246,19 @@ impl Inner {
         &self,
         request: impl FnOnce(u32) -> Q,
     ) -> Result<Result<A, wire::Status>, Errno> {
-        let answer = self.master.call(&self.ring, |msgid| request(msgid).encode()).await?;
+        let long_times = self.master.has_long_times();
+        let packet = |msgid| {
+            let mut packet = request(msgid).encode();
+            if long_times {
+                ask_for_long_times(&mut packet);
+            }
+            packet
+        };
+        let answer = self.master.call(&self.ring, packet).await?;
         if answer.kind <= 2 {
             return Err(Errno::ENOTSUP); // UNKNOWN_COMMAND, BAD_COMMAND_SIZE: Spec 30, 1.1
         }
-        decode_answer::<A>(&answer.payload).map_err(|error| {
+        decode_numbered_answer::<A>(answer.kind, &answer.payload).map_err(|error| {
             tracing::warn!("answer {} of the master is not understood: {error}", answer.kind);
             Errno::EIO
         })
@@ -351,6 +366,7 @@ impl Inner {
     }
 
     fn link_is_up(&self, session: Session) {
+        let long_times = session.long_times;
         let is_new_session = {
             let mut state = self.master.state.borrow_mut();
             let now = self.ring.now();
@@ -371,7 +387,12 @@ impl Inner {
             self.tell_held_inodes();
         }
         let mut state = self.master.state.borrow_mut();
-        let again: Vec<_> = state.pending.values().map(|pending| pending.packet.clone()).collect();
+        // Some may have been made for another master.
+        let form = |packet: &Rc<Vec<u8>>| match long_times {
+            true => packet.clone(),
+            false => Rc::new(for_stock_master(packet)),
+        };
+        let again: Vec<_> = state.pending.values().map(|pending| form(&pending.packet)).collect();
         state.queue.extend(again);
         drop(state);
         self.master.queued.notify_one();
@@ -547,9 +568,16 @@ impl Inner {
     /// Times of reads and writes that the master has not heard of. Spec 30, 5.3.
     pub(crate) fn tell_times(&self) {
         let entries = self.files.take_times();
-        if !entries.is_empty() {
-            self.master.tell(wire::CltomaFuseAmtimeInodes { entries }.encode());
+        if entries.is_empty() {
+            return;
         }
+        self.master.tell(match self.master.has_long_times() {
+            true => wire::CltomaAmtimeInodesLong { entries }.encode(),
+            false => {
+                let entries = entries.iter().map(AmtimeEntryLong::in_seconds).collect();
+                wire::CltomaFuseAmtimeInodes { entries }.encode()
+            }
+        });
     }
 
     /// Waits until everything queued has left, at most a second.

@@ -3,15 +3,17 @@
 use wire::{
     Acl, AclEntry, Attr, CltomaFuseAccess, CltomaFuseGetattr, CltomaFuseGetfacl, CltomaFuseGetsclass,
     CltomaFuseGettrashtime, CltomaFuseGetxattr, CltomaFuseLink, CltomaFuseLookup, CltomaFuseMkdir, CltomaFuseMknod,
-    CltomaFuseReaddir, CltomaFuseReadlink, CltomaFuseRename, CltomaFuseRmdir, CltomaFuseSetattr, CltomaFuseSetfacl,
-    CltomaFuseSetsclass, CltomaFuseSettrashtime, CltomaFuseSetxattr, CltomaFuseStatfs, CltomaFuseSymlink,
-    CltomaFuseUnlink, Field, Gids, Inode, Input, MatoclFuseGetattr, MatoclFuseGetfacl, MatoclFuseGetsclass,
-    MatoclFuseGettrashtime, MatoclFuseGetxattr, MatoclFuseLink, MatoclFuseLookup, MatoclFuseMkdir, MatoclFuseMknod,
-    MatoclFuseReadlink, MatoclFuseRename, MatoclFuseSetattr, MatoclFuseSetsclass, MatoclFuseSettrashtime,
-    MatoclFuseStatfsFree, MatoclFuseSymlink, Name, NodeKind, Packet, Rest, Text, readdir_flags, set_mask,
+    CltomaFuseReaddir, CltomaFuseReadlink, CltomaFuseRename, CltomaFuseRmdir, CltomaFuseSetfacl, CltomaFuseSetsclass,
+    CltomaFuseSettrashtime, CltomaFuseSetxattr, CltomaFuseStatfs, CltomaFuseSymlink, CltomaFuseUnlink,
+    CltomaSetattrLong, Field, Gids, Inode, Input, LONG_TIMES, MatoclFuseGetattr, MatoclFuseGetfacl,
+    MatoclFuseGetsclass, MatoclFuseGettrashtime, MatoclFuseGetxattr, MatoclFuseLink, MatoclFuseLookup, MatoclFuseMkdir,
+    MatoclFuseMknod, MatoclFuseReadlink, MatoclFuseRename, MatoclFuseSetattr, MatoclFuseSetsclass,
+    MatoclFuseSettrashtime, MatoclFuseStatfsFree, MatoclFuseSymlink, Name, NodeKind, Packet, Rest, Text, Time,
+    ask_for_long_times, readdir_flags, set_mask,
 };
 
 use crate::client::{Client, Inner};
+use crate::master::Answer;
 use crate::types::*;
 use crate::{Errno, disables};
 
@@ -229,24 +231,25 @@ impl Client {
         let is_open = handle.is_some() || self.0.files.find(inode).is_some();
         // An empty group list crashes a 3.0.117 master (Spec 31, 31.5): then "no group" goes as a list of one.
         let gids = if caller.gids.is_empty() { Gids::list(&[u32::MAX]) } else { Gids::list(&caller.gids) };
-        let answer: MatoclFuseSetattr = self
-            .0
-            .ask(|msgid| CltomaFuseSetattr {
-                msgid,
-                inode,
-                opened: u8::from(is_open),
-                uid: caller.uid,
-                gids,
-                setmask,
-                mode: change.mode.unwrap_or(0) & 0o7777,
-                attruid: change.uid.unwrap_or(0),
-                attrgid: change.gid.unwrap_or(0),
-                atime,
-                mtime,
-                winattr: 0,
-                sugidclearmode: SUGID_CLEAR_MODE_EXT,
-            })
-            .await?;
+        let request = |msgid| CltomaSetattrLong {
+            msgid,
+            inode,
+            opened: u8::from(is_open),
+            uid: caller.uid,
+            gids,
+            setmask,
+            mode: change.mode.unwrap_or(0) & 0o7777,
+            attruid: change.uid.unwrap_or(0),
+            attrgid: change.gid.unwrap_or(0),
+            atime,
+            mtime,
+            winattr: 0,
+            sugidclearmode: SUGID_CLEAR_MODE_EXT,
+        };
+        let answer: MatoclFuseSetattr = match self.0.master.has_long_times() {
+            true => self.0.ask(request).await?,
+            false => self.0.ask(|msgid| request(msgid).in_seconds()).await?,
+        };
         Ok(self.0.files.with_local(inode, answer.attr))
     }
 
@@ -398,11 +401,11 @@ fn acl_type(is_default: bool) -> u8 {
     if is_default { 2 } else { 1 }
 }
 
-fn time_bits(change: Option<TimeChange>, set: u8, now: u8) -> (u8, u32) {
+fn time_bits(change: Option<TimeChange>, set: u8, now: u8) -> (u8, Time) {
     match change {
-        None => (0, 0),
-        Some(TimeChange::Now) => (now, 0),
-        Some(TimeChange::Seconds(seconds)) => (set, seconds),
+        None => (0, Time(0)),
+        Some(TimeChange::Now) => (now, Time(0)),
+        Some(TimeChange::At(time)) => (set, time),
     }
 }
 
@@ -437,10 +440,11 @@ impl Inner {
     }
 
     async fn ask_listing(&self, caller: &Caller, inode: Inode, with_attr: bool) -> Result<Vec<DirEntry>, Errno> {
+        let long_times = self.master.has_long_times();
         let answer = self
             .master
             .call(&self.ring, |msgid| {
-                CltomaFuseReaddir {
+                let request = CltomaFuseReaddir {
                     msgid,
                     inode,
                     uid: caller.uid,
@@ -448,22 +452,26 @@ impl Inner {
                     flags: if with_attr { readdir_flags::WITHATTR } else { 0 },
                     maxentries: ENTRIES_ALL,
                     nedgeid: wire::EDGE_ID_START,
+                };
+                let mut packet = request.encode();
+                if long_times {
+                    ask_for_long_times(&mut packet);
                 }
-                .encode()
+                packet
             })
             .await?;
         if let [_, _, _, _, status] = answer.payload[..] {
             return Err(Errno::from_status(wire::Status(status)));
         }
-        self.entries_of(&answer.payload, with_attr).map_err(|error| {
+        self.entries_of(&answer, with_attr).map_err(|error| {
             tracing::warn!("listing of inode {inode} is not understood: {error}");
             Errno::EIO
         })
     }
 
     /// Decoded entry by entry: a listing may be long, and an entry of `wire` holds its name inline.
-    fn entries_of(&self, payload: &[u8], with_attr: bool) -> Result<Vec<DirEntry>, wire::WireError> {
-        let mut input = Input::new(payload);
+    fn entries_of(&self, answer: &Answer, with_attr: bool) -> Result<Vec<DirEntry>, wire::WireError> {
+        let mut input = Input::with_times(&answer.payload, answer.kind >= LONG_TIMES);
         let (_msgid, _next) = (u32::take(&mut input)?, u64::take(&mut input)?);
         let mut entries = Vec::new();
         while !input.is_empty() {

@@ -87,7 +87,7 @@ impl Inner {
         if size == 0 {
             return Ok(ReadData::default());
         }
-        self.files.note_read(file.inode, self.master.clock_secs(&self.ring));
+        self.files.note_read(file.inode, self.master.clock(&self.ring));
         let mut attempt = 0;
         loop {
             self.settle(file, offset, asked_end).await;

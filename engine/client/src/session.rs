@@ -9,16 +9,17 @@ use std::time::Duration;
 use md5::Digest;
 use ring::{BufferedReader, Ring, Stream};
 use wire::{
-    CltomaFuseRegister, Header, MatoclFuseChunkHasChanged, MatoclFuseInvalidateChunkCache, MatoclFuseRegister, MetaId,
-    NewSession, Packet, Passcode, SessionLimits, SessionText, Status, VersionWord,
+    AntoanConfigValue, AntoanGetConfig, CltomaFuseRegister, EXTENSIONS_OPTION, Header, MatoclFuseChunkHasChanged,
+    MatoclFuseInvalidateChunkCache, MatoclFuseRegister, MetaId, Name, NewSession, Packet, Passcode, SessionLimits,
+    SessionText, Status, TIMES_EXTENSION, VersionWord, has_extension,
 };
 
 use crate::{Session, Settings};
 
 /// Each step of the hand-shake. Spec 30, 1.1 says 1 s; a master that just started may need longer.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
-/// Largest answer to a register packet that exists: 57 bytes from 4.x.
-const ANSWER_BYTES_MAX: u32 = 256;
+/// Larger than any answer: 57 bytes to a register packet of 4.x, 260 for an option.
+const ANSWER_BYTES_MAX: u32 = 512;
 const READER_BYTES: usize = 64 << 10;
 
 pub(crate) enum Registered {
@@ -61,11 +62,13 @@ pub(crate) async fn register(
             CltomaFuseRegister::Reconnect { sessionid: old.id, version: VersionWord::OURS, metaid: Some(old.metaid) };
         match shake.ask(&request).await? {
             MatoclFuseRegister::Reconnected { status: Status::OK, version } => {
-                let session = Session { master, local, master_version: version, ..old.clone() };
+                let long_times = shake.knows_long_times(settings).await?;
+                let session = Session { master, local, master_version: version, long_times, ..old.clone() };
                 return Ok(Registered::Session(Box::new((stream, shake.reader, session))));
             }
             MatoclFuseRegister::Status(Status::OK) => {
-                let session = Session { master, local, ..old.clone() };
+                let long_times = shake.knows_long_times(settings).await?;
+                let session = Session { master, local, long_times, ..old.clone() };
                 return Ok(Registered::Session(Box::new((stream, shake.reader, session))));
             }
             MatoclFuseRegister::Reconnected { status, .. } | MatoclFuseRegister::Status(status) => {
@@ -99,7 +102,8 @@ pub(crate) async fn register(
                 return Err(Refusal::OldMaster(version));
             }
             let metaid = metaid.unwrap_or_default();
-            let session = session_of(master, local, version, sessionid, metaid, &limits);
+            let mut session = session_of(master, local, version, sessionid, metaid, &limits);
+            session.long_times = shake.knows_long_times(settings).await?;
             Ok(Registered::Session(Box::new((stream, shake.reader, session))))
         }
         MatoclFuseRegister::MetaSession {
@@ -159,6 +163,7 @@ fn session_of(
         trash_time_min_secs: limits.mintrashtime,
         trash_time_max_secs: limits.maxtrashtime,
         disables: limits.disables,
+        long_times: false,
     }
 }
 
@@ -178,7 +183,24 @@ struct Handshake<'a> {
 
 impl Handshake<'_> {
     async fn ask(&mut self, request: &CltomaFuseRegister) -> Result<MatoclFuseRegister, Refusal> {
-        let packet = request.encode();
+        let payload = self.exchange(request.encode(), MatoclFuseRegister::TYPE).await?;
+        MatoclFuseRegister::decode(&payload).map_err(|error| Refusal::Protocol(error.to_string()))
+    }
+
+    /// Asked after each registration, since another master may have taken the place of the last one.
+    async fn knows_long_times(&mut self, settings: &Settings) -> Result<bool, Refusal> {
+        if settings.meta {
+            return Ok(false);
+        }
+        let option = Name::new(EXTENSIONS_OPTION).expect("a short name");
+        let question = AntoanGetConfig { msgid: 1, option };
+        let payload = self.exchange(question.encode(), AntoanConfigValue::TYPE).await?;
+        let answer = AntoanConfigValue::decode(&payload).map_err(|error| Refusal::Protocol(error.to_string()))?;
+        Ok(has_extension(answer.value.as_bytes(), TIMES_EXTENSION))
+    }
+
+    /// One packet out, and the payload of the one that answers it.
+    async fn exchange(&mut self, packet: Vec<u8>, answer: u32) -> Result<Vec<u8>, Refusal> {
         let late = || std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer to the registration");
         let stream = self.stream.clone();
         self.ring.timeout(STEP_TIMEOUT, stream.send_all(packet)).await.map_err(|_| late())?.0?;
@@ -202,9 +224,7 @@ impl Handshake<'_> {
                 0..=2 => continue, // a keep-alive that was on its way
                 // News of chunks and files that this session does not know yet, from a master that did not wait.
                 MatoclFuseChunkHasChanged::TYPE..=MatoclFuseInvalidateChunkCache::TYPE => continue,
-                MatoclFuseRegister::TYPE => {
-                    return MatoclFuseRegister::decode(&payload).map_err(|error| Refusal::Protocol(error.to_string()));
-                }
+                kind if kind == answer => return Ok(payload),
                 other => return Err(Refusal::Protocol(format!("packet {other} in the hand-shake"))),
             }
         }

@@ -96,6 +96,8 @@ pub struct Session {
     pub trash_time_max_secs: u32,
     /// Operations that the exports forbid, one bit each. Spec 30, 4.4.
     pub disables: u32,
+    /// This master knows the extension `times`; another knows whole seconds.
+    pub long_times: bool,
 }
 
 /// Bits of `Session::disables` that a mount looks at itself. Spec 30, 4.4.

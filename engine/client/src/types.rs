@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use wire::{Attr, Inode, NodeKind};
+use wire::{Attr, Inode, NodeKind, Time};
 
 /// Who asks. The master maps and checks it (Spec 30, 4.3).
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -68,8 +68,8 @@ pub struct AttrChange {
 pub enum TimeChange {
     /// The master's clock.
     Now,
-    /// Seconds since 1970.
-    Seconds(u32),
+    /// A master without the extension `times` gets its seconds.
+    At(Time),
 }
 
 /// An open file of this client. Not a file descriptor: the number means something to its `Client` alone.

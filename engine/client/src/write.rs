@@ -300,7 +300,7 @@ impl Inner {
         }
         file.dirty.end.set(file.dirty.end.get().max(end));
         file.bytes_changed(offset, end);
-        self.files.note_write(file.inode, self.master.clock_secs(&self.ring));
+        self.files.note_write(file.inode, self.master.clock(&self.ring));
         Ok(written)
     }
 

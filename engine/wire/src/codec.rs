@@ -58,11 +58,22 @@ impl Header {
 #[derive(Clone, Debug)]
 pub struct Input<'a> {
     rest: &'a [u8],
+    /// Attribute records are in the form of the extension `times`.
+    long_times: bool,
 }
 
 impl<'a> Input<'a> {
     pub fn new(payload: &'a [u8]) -> Input<'a> {
-        Input { rest: payload }
+        Input { rest: payload, long_times: false }
+    }
+
+    /// Of a packet whose attribute records have long times or not: see `extension::LONG_TIMES`.
+    pub fn with_times(payload: &'a [u8], long_times: bool) -> Input<'a> {
+        Input { rest: payload, long_times }
+    }
+
+    pub fn has_long_times(&self) -> bool {
+        self.long_times
     }
 
     pub fn remaining(&self) -> usize {

@@ -287,6 +287,11 @@ impl<const AFTER: usize> Gids<AFTER> {
         &self.list
     }
 
+    /// The same groups in another packet.
+    pub fn moved<const OTHER: usize>(self) -> Gids<OTHER> {
+        Gids { list: self.list, single: self.single }
+    }
+
     /// True for the form in which one gid stood in the place of the list.
     pub fn is_single(&self) -> bool {
         self.single
@@ -400,6 +405,8 @@ pub mod attr_flags {
 impl Attr {
     /// Bytes of the record with winattr.
     pub const BYTES: usize = 36;
+    /// Bytes of the record with long times.
+    pub const LONG_BYTES: usize = Attr::BYTES + 3 * (size_of::<Time>() - size_of::<u32>());
 
     /// Length in bytes of a file, directory (pseudo-length) or symlink.
     pub fn length_bytes(&self) -> u64 {
@@ -447,6 +454,25 @@ impl Attr {
         bytes[27..35].copy_from_slice(&self.extra.to_be_bytes());
         bytes[35] = self.winattr;
     }
+
+    /// Writes the form of the extension `times`: each time in the place of its seconds, nothing left out.
+    #[inline]
+    pub fn write_long_to(&self, bytes: &mut [u8; Attr::LONG_BYTES]) {
+        let mut short = [0; Attr::BYTES];
+        self.write_to(&mut short);
+        bytes[..11].copy_from_slice(&short[..11]);
+        for (place, time) in bytes[11..35].chunks_exact_mut(8).zip([self.atime, self.mtime, self.ctime]) {
+            place.copy_from_slice(&time.0.to_be_bytes());
+        }
+        bytes[35..].copy_from_slice(&short[23..]);
+    }
+
+    /// Appends the form of the extension `times`.
+    pub fn put_long(&self, out: &mut Vec<u8>) {
+        let mut bytes = [0; Attr::LONG_BYTES];
+        self.write_long_to(&mut bytes);
+        out.extend_from_slice(&bytes);
+    }
 }
 
 impl Field for Attr {
@@ -456,20 +482,18 @@ impl Field for Attr {
         out.extend_from_slice(&bytes);
     }
     fn take(input: &mut Input<'_>) -> Result<Self, WireError> {
-        if input.remaining() < Attr::BYTES {
+        let long = input.has_long_times();
+        if input.remaining() < if long { Attr::LONG_BYTES } else { Attr::BYTES } {
             return Err(WireError::Short { field: "attributes" });
         }
         let flags = u8::take(input)?;
         let kind_mode = u16::take(input)?;
         let kind = NodeKind::from_number((kind_mode >> 12) as u8)
             .ok_or(WireError::Range { field: "node type", value: u64::from(kind_mode >> 12) })?;
-        let mut words = [0u32; 6];
-        for word in &mut words {
-            *word = u32::take(input)?;
-        }
-        let [uid, gid, atime, mtime, ctime, nlink] = words;
-        let [atime, mtime, ctime] = [atime, mtime, ctime].map(Time::from);
-        let (extra, winattr) = (u64::take(input)?, u8::take(input)?);
+        let (uid, gid) = (u32::take(input)?, u32::take(input)?);
+        let mut time = || if long { Time::take(input) } else { u32::take(input).map(Time::from) };
+        let (atime, mtime, ctime) = (time()?, time()?, time()?);
+        let (nlink, extra, winattr) = (u32::take(input)?, u64::take(input)?, u8::take(input)?);
         Ok(Attr { flags, kind, mode: kind_mode & 0o7777, uid, gid, atime, mtime, ctime, nlink, extra, winattr })
     }
     fn width(&self) -> usize {

@@ -22,7 +22,7 @@ use wire::{
     chunk_op_flags, encode_status, knows_open_flags, truncate_flags,
 };
 
-use super::{Link, Request, packet};
+use super::{Link, Request, answer_number, packet};
 use crate::master::Shared;
 use crate::master::core::{Core, Parked, Waiting};
 
@@ -35,6 +35,8 @@ pub(super) struct Who {
     pub(super) id: u64,
     pub(super) link: Link,
     pub(super) session: SessionId,
+    /// The client asked for long times.
+    pub(super) long_times: bool,
 }
 
 /// What came of one attempt.
@@ -104,7 +106,7 @@ fn refuse<P: Patient>(core: &mut Core, who: &Who, request: &P, status: Status) {
     // Clients before 3.0.8 do not know EAGAIN. Spec 10, 4.
     let old = status == Status::EAGAIN && !who.link.version.at_least(3, 0, 8);
     let status = if old { Status::LOCKED } else { status };
-    core.reply(&who.link.outbox, encode_status(P::ANSWER, request.msgid(), status));
+    core.reply(&who.link.outbox, encode_status(answer_number(P::ANSWER, who.long_times), request.msgid(), status));
 }
 
 /// Waits as often as it takes.
@@ -479,11 +481,14 @@ fn truncate_attempt(request: &CltomaFuseTruncate, core: &mut Core, who: &Who, no
 }
 
 fn truncated(request: &CltomaFuseTruncate, who: &Who, previous: u64, attr: &wire::Attr) -> Vec<u8> {
-    packet(MatoclFuseTruncate::TYPE, request.msgid, |out| {
+    packet(answer_number(MatoclFuseTruncate::TYPE, who.long_times), request.msgid, |out| {
         if knows_open_flags(who.link.version) {
             previous.put(out);
         }
-        attr.put_for(who.link.version, out);
+        match who.long_times {
+            true => attr.put_long(out),
+            false => attr.put_for(who.link.version, out),
+        }
     })
 }
 

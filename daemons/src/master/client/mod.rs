@@ -21,10 +21,11 @@ use ring::Stream;
 use tracing::{debug, info, warn};
 use wire::limits::MASTER_FROM_CLIENT_BYTES_MAX;
 use wire::{
-    AntoanConfigValue, AntoanGetConfig, AntoanGetVersion, Attr, ClientNop, CltomaFuseAmtimeInodes, CltomaFuseReadChunk,
-    CltomaFuseRegister, CltomaFuseSustainedInodes, CltomaFuseTimeSync, CltomaFuseTruncate, CltomaFuseWriteChunk,
-    CltomaFuseWriteChunkEnd, Field, HEADER_BYTES, Header, Inode, Ip4, MatoclFuseTimeSync, MatoclFuseTimeSyncWithId,
-    Name, Packet, SessionId, Status, VersionWord, WireError, encode_status,
+    AmtimeEntryLong, AntoanConfigValue, AntoanGetConfig, AntoanGetVersion, Attr, ClientNop, CltomaAmtimeInodesLong,
+    CltomaFuseAmtimeInodes, CltomaFuseReadChunk, CltomaFuseRegister, CltomaFuseSustainedInodes, CltomaFuseTimeSync,
+    CltomaFuseTruncate, CltomaFuseWriteChunk, CltomaFuseWriteChunkEnd, Field, HEADER_BYTES, Header, Inode, Ip4,
+    MatoclFuseTimeSync, MatoclFuseTimeSyncWithId, Name, Packet, SessionId, Status, VersionWord, WireError,
+    encode_status,
 };
 
 use super::Shared;
@@ -73,6 +74,8 @@ struct Request<'a> {
     session: SessionId,
     /// Packet number of the answer.
     answer: u32,
+    /// The client asked for long times.
+    long_times: bool,
     now: u32,
 }
 
@@ -150,13 +153,14 @@ fn handle(master: &Shared, id: u64, header: Header, payload: &[u8]) -> Result<()
         }
         _ => {}
     }
+    let (kind, long_times) = wire::without_long_times(kind);
     let link = master.core.borrow().clients.get(&id).cloned().ok_or("the connection is closed")?;
     let Some(session) = link.session else {
         return Err(format!("packet of type {kind} before registration"));
     };
     master.core.borrow_mut().operations.count(session, kind);
     // What may have to wait.
-    let who = data::Who { id, link: link.clone(), session };
+    let who = data::Who { id, link: link.clone(), session, long_times };
     match kind {
         CltomaFuseReadChunk::TYPE => {
             data::read_chunk(master, who, CltomaFuseReadChunk::decode(payload).map_err(bad)?);
@@ -182,7 +186,8 @@ fn handle(master: &Shared, id: u64, header: Header, payload: &[u8]) -> Result<()
         _ => {}
     }
     master.with(|core, now| {
-        let mut request = Request { core, id, link, session, answer: kind + 1, now };
+        let answer = answer_number(kind + 1, long_times);
+        let mut request = Request { core, id, link, session, answer, long_times, now };
         match kind {
             CltomaFuseSustainedInodes::TYPE | 499 => {
                 let packet = CltomaFuseSustainedInodes::decode(payload).map_err(bad)?;
@@ -190,9 +195,16 @@ fn handle(master: &Shared, id: u64, header: Header, payload: &[u8]) -> Result<()
                 return Ok(());
             }
             CltomaFuseAmtimeInodes::TYPE => {
-                let packet = CltomaFuseAmtimeInodes::decode(payload).map_err(bad)?;
-                for entry in packet.entries {
-                    request.core.namespace.amtime(request.core.time, session, entry.inode, entry.atime, entry.mtime);
+                let entries = match long_times {
+                    true => CltomaAmtimeInodesLong::decode(payload).map_err(bad)?.entries,
+                    false => {
+                        let packet = CltomaFuseAmtimeInodes::decode(payload).map_err(bad)?;
+                        packet.entries.iter().map(AmtimeEntryLong::from).collect()
+                    }
+                };
+                let core = request.core;
+                for entry in entries {
+                    core.namespace.amtime(core.time, session, entry.inode, entry.atime, entry.mtime);
                 }
                 return Ok(());
             }
@@ -297,9 +309,22 @@ impl Request<'_> {
     fn with_attr(&self, msgid: u32, attr: &Attr, put: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
         self.packet(msgid, |out| {
             put(out);
-            attr.put_for(self.link.version, out);
+            self.put_attr(attr, out);
         })
     }
+
+    /// Attributes in the form that the client reads.
+    fn put_attr(&self, attr: &Attr, out: &mut Vec<u8>) {
+        match self.long_times {
+            true => attr.put_long(out),
+            false => attr.put_for(self.link.version, out),
+        }
+    }
+}
+
+/// The number of an answer, by the form in which it was asked for.
+fn answer_number(stock: u32, long_times: bool) -> u32 {
+    if long_times { stock + wire::LONG_TIMES } else { stock }
 }
 
 /// Header, message id, and what `put` appends.

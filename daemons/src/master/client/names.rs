@@ -4,10 +4,10 @@ use meta::{Opened, SetAttr};
 use wire::{
     Attr, ChunkZero, CltomaFuseAccess, CltomaFuseCreate, CltomaFuseGetattr, CltomaFuseLink, CltomaFuseLookup,
     CltomaFuseMkdir, CltomaFuseMknod, CltomaFuseOpen, CltomaFuseReaddir, CltomaFuseReadlink, CltomaFuseRename,
-    CltomaFuseRmdir, CltomaFuseSetattr, CltomaFuseStatfs, CltomaFuseSymlink, CltomaFuseUnlink, Field, HEADER_BYTES,
-    Inode, MatoclFuseFlengHasChanged, MatoclFuseReadlink, MatoclFuseStatfs, MatoclFuseStatfsFree, Packet, Status, Text,
-    WireError, attr_flags, knows_open_flags, lookup_flags, open_flags, opened_flags, readdir_flags,
-    removed_answer_has_inode, statfs_answer_has_free,
+    CltomaFuseRmdir, CltomaFuseSetattr, CltomaFuseStatfs, CltomaFuseSymlink, CltomaFuseUnlink, CltomaSetattrLong,
+    Field, HEADER_BYTES, Inode, MatoclFuseFlengHasChanged, MatoclFuseReadlink, MatoclFuseStatfs, MatoclFuseStatfsFree,
+    Packet, Status, Text, WireError, attr_flags, knows_open_flags, lookup_flags, open_flags, opened_flags,
+    readdir_flags, removed_answer_has_inode, statfs_answer_has_free,
 };
 
 use super::{Request, with_header};
@@ -19,12 +19,13 @@ pub(super) fn dispatch(request: &mut Request<'_>, kind: u32, payload: &[u8]) -> 
         CltomaFuseAccess::TYPE => request.access(&CltomaFuseAccess::decode(payload)?),
         CltomaFuseLookup::TYPE => request.lookup(&CltomaFuseLookup::decode(payload)?),
         CltomaFuseGetattr::TYPE => request.getattr(&CltomaFuseGetattr::decode(payload)?),
+        CltomaFuseSetattr::TYPE if request.long_times => request.setattr(&CltomaSetattrLong::decode(payload)?),
         CltomaFuseSetattr::TYPE => {
             let packet = CltomaFuseSetattr::decode(payload)?;
             if packet.gids.is_single() {
                 return Err(WireError::Range { field: "group count", value: 0 }); // MooseFS's dies of it. Spec 31, 31.5
             }
-            request.setattr(&packet)
+            request.setattr(&packet.into())
         }
         CltomaFuseReadlink::TYPE => request.readlink(&CltomaFuseReadlink::decode(payload)?),
         CltomaFuseSymlink::TYPE => request.symlink(&CltomaFuseSymlink::decode(payload)?),
@@ -86,7 +87,7 @@ impl Request<'_> {
         }
         let answer = self.packet(msgid, |out| {
             found.inode.put(out);
-            attr.put_for(self.link.version, out);
+            self.put_attr(&attr, out);
             if knows_flags {
                 flags.put(out);
                 chunk_zero.put(out);
@@ -111,15 +112,15 @@ impl Request<'_> {
         self.attr_answer(packet.msgid, result);
     }
 
-    fn setattr(&mut self, packet: &CltomaFuseSetattr) {
+    fn setattr(&mut self, packet: &CltomaSetattrLong) {
         let caller = self.caller(packet.uid, packet.gids.as_slice());
         let set = SetAttr {
             mask: packet.setmask,
             mode: packet.mode,
             uid: packet.attruid,
             gid: packet.attrgid,
-            atime: packet.atime.into(),
-            mtime: packet.mtime.into(),
+            atime: packet.atime,
+            mtime: packet.mtime,
             winattr: Some(packet.winattr),
             sugid_clear_mode: packet.sugidclearmode,
         };
@@ -216,7 +217,7 @@ impl Request<'_> {
         let msgid = packet.msgid;
         let caller = self.caller(packet.uid, packet.gids.as_slice());
         let with_attr = packet.flags & readdir_flags::WITHATTR != 0;
-        let attr_bytes = Attr::bytes_for(self.link.version);
+        let (long_times, attr_bytes) = (self.long_times, Attr::bytes_for(self.link.version));
         let mut out = vec![0; self.core.listing_bytes.max(LISTING_BYTES)];
         let next_at = HEADER_BYTES + size_of::<u32>();
         out[HEADER_BYTES..next_at].copy_from_slice(&msgid.to_be_bytes());
@@ -239,6 +240,10 @@ impl Request<'_> {
                 let (inode, facts) = rest.split_first_chunk_mut().expect("there is room for the longest name");
                 *inode = entry.inode.0.to_be_bytes();
                 let facts_bytes = match entry.attr {
+                    Some(attr) if with_attr && long_times => {
+                        attr.write_long_to(facts.first_chunk_mut().expect("there is room for the longest name"));
+                        Attr::LONG_BYTES
+                    }
                     Some(attr) if with_attr => {
                         attr.write_to(facts.first_chunk_mut().expect("there is room for the longest name"));
                         attr_bytes
@@ -309,7 +314,7 @@ impl Request<'_> {
 const LISTING_BYTES: usize = 4 << 10;
 const LISTING_BYTES_MAX: usize = 128 << 10;
 /// The longest entry of a listing: name with its length, inode, attributes.
-const ENTRY_BYTES_MAX: usize = 1 + u8::MAX as usize + size_of::<Inode>() + Attr::BYTES;
+const ENTRY_BYTES_MAX: usize = 1 + u8::MAX as usize + size_of::<Inode>() + Attr::LONG_BYTES;
 
 /// Any of the access bits with R or W. Spec 31, 31.4: bit (1 << mask), R 4, W 2.
 const MAY_READ_OR_WRITE: u16 = 0b1111_1100;

@@ -80,6 +80,8 @@ pub(crate) struct State {
     pub(crate) forgets_sessions: bool,
     pub(crate) is_silent: bool,
     pub(crate) held_inodes: Vec<Vec<u32>>,
+    /// The master's answer for `MOORING_EXTENSIONS`; a stock master's is empty.
+    pub(crate) extensions: Vec<u8>,
     links: Vec<(Sender<Vec<u8>>, Stream)>,
     last_session: u32,
 }
@@ -181,6 +183,11 @@ impl Fake {
     }
 
     /// What was noted and contains `word`.
+    /// Payload of the last packet of a type.
+    pub(crate) fn packet(&self, kind: u32) -> Vec<u8> {
+        self.state.borrow().packets[&kind][HEADER_BYTES..].to_vec()
+    }
+
     pub(crate) fn seen(&self, word: &str) -> Vec<String> {
         self.state.borrow().log.iter().filter(|line| line.contains(word)).cloned().collect()
     }
@@ -249,6 +256,13 @@ impl Fake {
                 if is_over {
                     break;
                 }
+                continue;
+            }
+            if kind == AntoanGetConfig::TYPE {
+                let AntoanGetConfig { msgid, option } = AntoanGetConfig::decode(&payload).unwrap();
+                assert_eq!(option.as_bytes(), EXTENSIONS_OPTION);
+                let value = Name::new(&self.state.borrow().extensions).unwrap();
+                let _ = link.try_send(AntoanConfigValue { msgid, value }.encode());
                 continue;
             }
             if let Some(one_way) = one_way(kind, &payload) {

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use client::{Caller, Client, Errno, Event, Inode, MountError, Settings};
-use wire::{CltomaFuseGetattr, CltomaFuseLookup, MatoclFuseFlengHasChanged, Packet, Status};
+use client::{AttrChange, Caller, Client, Errno, Event, Inode, MountError, Settings, Time, TimeChange};
+use wire::{
+    CltomaFuseGetattr, CltomaFuseLookup, CltomaFuseSetattr, CltomaSetattrLong, LONG_TIMES, MatoclFuseFlengHasChanged,
+    Packet, Status,
+};
 
 use crate::fake::{Fake, MasterFault};
 use crate::{READ, READ_WRITE, connect, in_worlds, open, pattern, read, settings};
@@ -68,6 +71,41 @@ fn a_request_is_sent_again_with_the_same_message_id_after_a_reconnect() {
         assert_eq!(msgids[0], msgids[1]);
         assert_eq!(fake.seen("RECONNECT"), ["RECONNECT 1"]);
         assert_eq!(fake.seen("NEWSESSION").len(), 1);
+        client.close().await;
+    });
+}
+
+#[test]
+fn a_request_for_a_master_of_ours_goes_to_a_stock_one_in_its_own_form_and_in_seconds() {
+    const LONG_SETATTR: u32 = CltomaFuseSetattr::TYPE + LONG_TIMES;
+    const LONG_GETATTR: u32 = CltomaFuseGetattr::TYPE + LONG_TIMES;
+    in_worlds(1, 1, |ring, fake| async move {
+        fake.add_file(5, "a", b"12345");
+        fake.state.borrow_mut().extensions = b"sync times".to_vec();
+        let client = connect(&ring, &fake).await;
+        assert!(client.session().unwrap().long_times);
+        let change = AttrChange { mtime: Some(TimeChange::At(Time::at(7, 999_999_999))), ..AttrChange::default() };
+        let set = || async { client.setattr(&Caller::root(), Inode(5), None, &change).await.unwrap_err() };
+        fake.fault_master(LONG_SETATTR, MasterFault::Answer(Status::EACCES));
+        assert_eq!(set().await, Errno::EACCES);
+        assert_eq!(CltomaSetattrLong::decode(&fake.packet(LONG_SETATTR)).unwrap().mtime, Time::at(7, 999_999_999));
+
+        // The next master on this address is a stock one.
+        fake.state.borrow_mut().extensions.clear();
+        fake.fault_master(LONG_SETATTR, MasterFault::Disconnect);
+        fake.fault_master(CltomaFuseSetattr::TYPE, MasterFault::Answer(Status::EPERM));
+        assert_eq!(set().await, Errno::EPERM);
+        assert_eq!(CltomaFuseSetattr::decode(&fake.packet(CltomaFuseSetattr::TYPE)).unwrap().mtime, 7);
+        assert!(!client.session().unwrap().long_times);
+        client.getattr(&Caller::root(), Inode(5), None).await.unwrap();
+
+        // And the one after it is ours again; what was asked in the stock form stays so.
+        fake.state.borrow_mut().extensions = b"times".to_vec();
+        fake.fault_master(CltomaFuseGetattr::TYPE, MasterFault::Disconnect);
+        client.getattr(&Caller::root(), Inode(5), None).await.unwrap();
+        assert!(client.session().unwrap().long_times);
+        fake.fault_master(LONG_GETATTR, MasterFault::Answer(Status::EPERM));
+        assert_eq!(client.getattr(&Caller::root(), Inode(5), None).await, Err(Errno::EPERM));
         client.close().await;
     });
 }
