@@ -45,6 +45,8 @@ pub(super) struct Core {
     pub(super) closed_sessions: BTreeSet<SessionId>,
     /// Chunks whose writers the last master did not hear the end of. See `client::data`.
     pub(super) unfinished_chunks: BTreeSet<ChunkId>,
+    /// Who was granted a chunk last, as long as it is locked: for people who ask.
+    pub(super) writers: BTreeMap<ChunkId, SessionId>,
     pub(super) operations: client::operations::Operations,
     pub(super) started: u32,
     pub(super) last_image: LastImage,
@@ -96,6 +98,7 @@ impl Core {
             waiting: BTreeMap::new(),
             closed_sessions: BTreeSet::new(),
             unfinished_chunks: loaded.unfinished_chunks,
+            writers: BTreeMap::new(),
             operations: client::operations::Operations::default(),
             started: now,
             last_image: LastImage::default(),
@@ -261,6 +264,12 @@ impl Core {
         }
     }
 
+    /// Those who let go of their chunk, or whose time is over, are no writers any more.
+    pub(super) fn forget_writers(&mut self, now: u32) {
+        let Core { writers, namespace, .. } = self;
+        writers.retain(|chunk, _| namespace.chunk(*chunk).is_some_and(|record| record.is_locked(now)));
+    }
+
     /// Ends the connections of clients and chunkservers. Metaloggers stay: the last lines are still to come.
     pub(super) fn cut_all(&mut self) {
         let clients = self.clients.values().map(|link| &link.outbox);
@@ -354,8 +363,8 @@ impl Core {
     }
 }
 
-/// Names of our extensions to the protocol that this master serves, separated by commas. None yet.
-const EXTENSIONS: &str = "";
+/// Names of our extensions to the protocol that this master serves, separated by blanks.
+const EXTENSIONS: &str = wire::WHY_EXTENSION;
 
 fn encode_command(command: Command) -> Vec<u8> {
     match command {

@@ -19,6 +19,9 @@ const FORGET_SERVERS_EVERY_SECONDS: u32 = 600;
 /// How often unknown chunks are counted.
 const QUARANTINE_EVERY_SECONDS: u32 = 10;
 
+/// How often the list of writers is gone through.
+const WRITERS_EVERY_SECONDS: u32 = 10;
+
 /// CSDBOP operations. Spec 40, 4.
 const SERVER_DELETE: u8 = 1;
 const MAINTENANCE_OFF: u8 = 5;
@@ -66,6 +69,9 @@ fn second(core: &mut Core, now: u32) {
     }
     if now.is_multiple_of(QUARANTINE_EVERY_SECONDS) {
         core.warn_of_quarantined();
+    }
+    if now.is_multiple_of(WRITERS_EVERY_SECONDS) {
+        core.forget_writers(now);
     }
     end_maintenance(core, now);
     if now.is_multiple_of(FORGET_SERVERS_EVERY_SECONDS) {

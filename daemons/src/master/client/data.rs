@@ -171,6 +171,7 @@ fn end_operation<P: Patient>(core: &mut Core, who: &Who, request: &P, grant: &Gr
 /// Remembers who waits for the operation on a chunk.
 fn begun(core: &mut Core, who: &Who, grant: Grant) -> Attempt {
     let (sender, ended) = oneshot();
+    core.writers.insert(grant.chunk, who.session);
     core.waiting.insert(grant.chunk, Waiting { connection: who.id, ended: sender });
     Attempt::Begun { grant, ended }
 }
@@ -364,6 +365,7 @@ fn write_granted(
     let version = core.namespace.chunk(grant.chunk).ok_or(Status::NOCHUNK)?.version;
     let locations = core.chunks.locations(grant.chunk, who.link.ip, now)?;
     core.chunks.write_granted(grant.chunk);
+    core.writers.insert(grant.chunk, who.session);
     core.cache.written(request.inode, who.session);
     let (_, length, _) = core.namespace.file(who.session, request.inode)?;
     let changed = MatoclFuseChunkHasChanged {

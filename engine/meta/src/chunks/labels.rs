@@ -51,6 +51,11 @@ impl Labels {
         assigned
     }
 
+    /// Wanted copies for which there is none of these servers.
+    pub(super) fn unmatched(&self, servers: &Servers, candidates: &[ServerId]) -> usize {
+        self.assign(servers, candidates).iter().filter(|assigned| assigned.is_none()).count()
+    }
+
     fn augment(&self, wanted: usize, labels: &[u32], holder: &mut [Option<usize>], seen: &mut [bool]) -> bool {
         for candidate in 0..labels.len() {
             if seen[candidate] || !self.copies[wanted].matches(labels[candidate]) {

@@ -15,6 +15,8 @@
 mod choose;
 mod client;
 mod copies;
+mod decision;
+mod explain;
 pub mod identity;
 mod labels;
 mod operations;
@@ -33,7 +35,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use wire::{ChunkId, Ip4, Status, Version};
 
 pub use client::WriteStep;
-pub use copies::{Census, CopyKind, CopyState};
+pub use copies::{Census, CopyKind, CopyState, Operation};
+pub use decision::{Copying, Decision, Instead, Obstacle, Refusal, Rest};
+pub use explain::Explanation;
 pub use labels::{LabelMask, Labels, Mode};
 pub use operations::Answered;
 pub use planner::{QUEUES, Queue};
@@ -231,6 +235,8 @@ pub struct Statistics {
 struct Replication {
     source: ServerId,
     version: Version,
+    /// Unix seconds.
+    started: u32,
 }
 
 /// The volatile half of chunk management. See the module's header.
@@ -325,6 +331,11 @@ impl Chunks {
         self.quarantine.iter().map(|(&(chunk, server), &version)| (chunk, server, version))
     }
 
+    /// The same, from one chunk on.
+    pub fn quarantined_from(&self, first: ChunkId) -> impl Iterator<Item = (ChunkId, ServerId, Version)> + '_ {
+        self.quarantine.range((first, ServerId(0))..).map(|(&(chunk, server), &version)| (chunk, server, version))
+    }
+
     /// Chunks waiting in each queue, most urgent first.
     pub fn queue_lengths(&self) -> [usize; QUEUES] {
         std::array::from_fn(|queue| self.queues[queue].len())
@@ -355,10 +366,7 @@ impl Chunks {
 
     /// Servers are registering, reporting or being removed: the view is not complete. Spec 41, 2.
     pub fn in_progress(&self, now: u32) -> bool {
-        self.servers.registering() > 0
-            || !self.departing.is_empty()
-            || now < self.receiving_new_until
-            || now < self.receiving_lost_until
+        self.incomplete(now).is_some()
     }
 
     /// All that any server could report is known. Spec 41, 2, "csalldata".

@@ -466,3 +466,116 @@ fn a_replication_that_is_not_answered_is_given_up() {
     scene.chunks.answer_replicate(ServerId(1), CHUNK, Version(5), Status::OK, &scene.table, later, &mut scene.effects);
     assert_ne!(scene.picture(2), "VV", "a late answer is not trusted");
 }
+
+#[test]
+fn a_chunk_is_explained_by_what_the_planner_decides_about_it() {
+    let marked = Version::MARKED_FOR_REMOVAL;
+    let explain = |servers: u16, goal: u8, reports: &[u32], change: fn(&mut Scene)| {
+        let mut scene = Scene::new(servers, 5, goal);
+        for (number, version) in reports.iter().enumerate().filter(|(_, version)| **version != 0) {
+            scene.report(u16::try_from(number).unwrap(), *version);
+        }
+        change(&mut scene);
+        scene.chunks.explain(CHUNK, &scene.table, NOW)
+    };
+    let nothing: fn(&mut Scene) = |_| {};
+    let decides = |servers: u16, goal: u8, reports: &[u32], change: fn(&mut Scene), expected: Decision| {
+        assert_eq!(explain(servers, goal, reports, change).decision, expected, "goal {goal}, {reports:?}");
+    };
+    let stuck = |obstacle| Decision::Stuck { elsewhere: false, obstacle, instead: None };
+    decides(2, 2, &[5, 5], nothing, Decision::AsWanted);
+    let copying = Copying { source: ServerId(0), target: ServerId(1), endangered: true };
+    decides(2, 2, &[5], nothing, Decision::Replicate(copying));
+    decides(1, 2, &[5], nothing, stuck(Obstacle::NoTarget));
+    decides(2, 2, &[5], |scene| scene.chunks.set_absent_servers(1, 1), stuck(Obstacle::Maintenance));
+    let locked: fn(&mut Scene) = |scene| scene.table.all.get_mut(&CHUNK).unwrap().locked_to = NOW + 40;
+    decides(2, 2, &[5], locked, Decision::Locked { until: NOW + 40 });
+    let raising: fn(&mut Scene) =
+        |scene| scene.chunks.begin_set_version(CHUNK, Version(4), Version(5), &mut scene.effects);
+    decides(2, 2, &[5, 5], raising, Decision::Operating(Operation::SetVersion));
+    let unused: fn(&mut Scene) = |scene| scene.table.all.get_mut(&CHUNK).unwrap().files = 0;
+    decides(2, 2, &[5], unused, Decision::DeleteUnused);
+    decides(2, 2, &[], unused, Decision::RemoveRecord);
+    decides(2, 2, &[], nothing, Decision::NoCopies);
+    decides(2, 2, &[6, 6], nothing, Decision::Adopt(Version(6)));
+    decides(2, 2, &[3, 3], nothing, Decision::Unavailable);
+    decides(3, 2, &[5, 5, 4], nothing, Decision::DeleteBad);
+    decides(2, 1, &[5, 5], nothing, Decision::DeleteSurplus(vec![ServerId(0)]));
+    let bad_in_the_way =
+        Decision::Stuck { elsewhere: false, obstacle: Obstacle::NoTarget, instead: Some(Instead::DeleteBad) };
+    decides(2, 2, &[5, 4], nothing, bad_in_the_way);
+    let room = Some(Instead::MakeRoom(ServerId(2)));
+    let marked_in_the_way = Decision::Stuck { elsewhere: false, obstacle: Obstacle::NoTarget, instead: room };
+    decides(3, 3, &[5, 5, 5 | marked], nothing, marked_in_the_way);
+    decides(2, 2, &[5], |scene| scene.table.all.clear(), Decision::Unknown);
+}
+
+#[test]
+fn every_server_that_takes_no_copy_says_why() {
+    let check = |change: fn(&mut Server), goal: u8, expected: &[Refusal]| {
+        let mut scene = Scene::new(3, 5, goal);
+        scene.report(0, 5);
+        scene.report(1, if goal > 2 { 5 } else { 4 });
+        change(scene.chunks.servers_mut().get_mut(ServerId(2)).unwrap());
+        let why = scene.chunks.explain(CHUNK, &scene.table, NOW);
+        let told: Vec<Refusal> = why.targets.iter().map(|(_, refusal)| *refusal).collect();
+        assert_eq!(told.get(2..).unwrap_or_default(), expected, "{why:?}");
+    };
+    check(|_| {}, 3, &[]);
+    check(|server| server.space.used = server.space.total, 3, &[Refusal::AlmostFull]);
+    check(|server| server.space.total = 0, 3, &[Refusal::NoDisk]);
+    check(|server| server.maintenance = true, 3, &[Refusal::Maintenance]);
+    check(|server| server.maintenance = true, 2, &[]); // the last copy goes anywhere
+    check(|server| server.heavy_load = HeavyLoad::Overloaded, 3, &[Refusal::Overloaded]);
+    check(|server| server.replications_in = 1, 3, &[Refusal::Limit { running: 1 }]);
+    check(|server| server.replications_in = 2, 2, &[Refusal::Limit { running: 2 }]);
+
+    let mut scene = Scene::new(2, 5, 2);
+    scene.report(0, 5);
+    scene.chunks.servers_mut().get_mut(ServerId(0)).unwrap().replications_out = 10;
+    let why = scene.chunks.explain(CHUNK, &scene.table, NOW);
+    assert_eq!(why.sources, [(ServerId(0), Refusal::Limit { running: 10 })]);
+}
+
+#[test]
+fn a_planner_that_rests_says_until_when() {
+    let check = |change: fn(&mut Scene), expected: Option<Rest>| {
+        let mut scene = Scene::new(2, 5, 2);
+        scene.report(0, 5);
+        change(&mut scene);
+        assert_eq!(scene.chunks.explain(CHUNK, &scene.table, NOW).rest, expected);
+        assert_eq!(scene.tick().is_empty(), expected.is_some(), "{expected:?}");
+    };
+    check(|_| {}, None);
+    let registering: fn(&mut Scene) =
+        |scene| scene.chunks.servers_mut().get_mut(ServerId(1)).unwrap().registering = true;
+    check(registering, Some(Rest::Registering(1)));
+    check(|scene| scene.chunks.receiving_new_until = NOW + 1, Some(Rest::Receiving { until: NOW + 1 }));
+    check(|scene| scene.chunks.last_disconnect = NOW - 1, Some(Rest::Disconnected { until: NOW + 9 }));
+    let young: fn(&mut Scene) = |scene| scene.chunks.settings_mut().delay_init_seconds = NOW + 240;
+    check(young, Some(Rest::Started { until: NOW + 240 }));
+    check(|scene| scene.chunks.departing.push((ServerId(9), ChunkId(0))), Some(Rest::Departing));
+}
+
+#[test]
+fn a_chunk_that_waits_says_for_what() {
+    let mut scene = Scene::new(2, 5, 2);
+    scene.report(0, 5);
+    let why = scene.chunks.explain(CHUNK, &scene.table, NOW);
+    assert_eq!(why.queued, Some((Queue::Endangered, 0)));
+    scene.tick();
+    let why = scene.chunks.explain(CHUNK, &scene.table, NOW + 3);
+    assert_eq!(why.copying, [(ServerId(0), ServerId(1), NOW)]);
+
+    let mut full = Scene::new(2, 5, 1);
+    (0..2).for_each(|number| full.report(number, 5));
+    full.chunks.servers_mut().get_mut(ServerId(0)).unwrap().deletions = 10;
+    assert_eq!(full.chunks.explain(CHUNK, &full.table, NOW).at_deletion_limit, [ServerId(0)]);
+
+    let unknown = ChunkReport { chunkid: ChunkId(50), version: 3 };
+    scene.chunks.report_chunks(ServerId(1), &[unknown], &scene.table, NOW, &mut scene.effects);
+    let why = scene.chunks.explain(ChunkId(50), &scene.table, NOW);
+    assert_eq!(why.quarantined, [(ServerId(1), Version(3))]);
+    scene.chunks.remember_deleted(ChunkId(51));
+    assert!(scene.chunks.explain(ChunkId(51), &scene.table, NOW).was_deleted);
+}
