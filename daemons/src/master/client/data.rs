@@ -350,7 +350,7 @@ fn choose_servers(core: &mut Core, who: &Who, inode: Inode, now: u32) -> Result<
     let class = class.files.keys().next().and_then(|class| u8::try_from(*class).ok());
     let class = class.and_then(|class| core.namespace.class(class)).ok_or(Status::EINVAL)?;
     let (copies, labels) = (class.create.len(), meta::chunks::labels_of(class.mode, &class.create));
-    core.chunks.choose(copies, labels.as_ref(), now)
+    core.chunks.choose(copies, labels.as_ref(), who.link.ip, now)
 }
 
 /// The chunk is the client's for 120 seconds: tell it where, and others that it changes.

@@ -240,8 +240,14 @@ fn obstacles(core: &Core, why: &Explanation) -> Vec<String> {
         Obstacle::Maintenance => {
             lines.push("every server that is away is in maintenance: it will be back with its copies".to_owned())
         }
+        Obstacle::NoMatchingTarget if missing.iter().all(|labels| labels == "*") => {
+            lines.push(
+                "no server that could take a copy is on a machine, or in a rack, of its own (CHUNKS_UNIQUE_MODE)"
+                    .to_owned(),
+            );
+        }
         Obstacle::NoMatchingTarget => {
-            lines.push(format!("no server that could take a copy has the labels {}", missing.join(",")))
+            lines.push(format!("no server that could take a copy has the labels {}", missing.join(",")));
         }
         Obstacle::NoTarget if why.targets.is_empty() => lines.push("no server is here that could take one".to_owned()),
         Obstacle::NoTarget | Obstacle::NoSource => {}

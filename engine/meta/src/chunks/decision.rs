@@ -3,10 +3,11 @@
 //! Pure: nothing is changed here. The planner carries a decision out, and `explain` tells it to people, so that what
 //! they read is what happens. Spec 41, 8.3 and 8.4.
 
-use wire::Version;
+use wire::{Ip4, Version};
 
 use super::copies::{Census, CopyKind, CopyState, Operation, Record};
-use super::{ChunkId, Chunks, Facts, Labels, Mode, Random, ServerId, Table};
+use super::labels::Candidate;
+use super::{ChunkId, Chunks, Facts, LabelMask, Labels, Mode, Random, ServerId, Table, Unique};
 
 /// Why the planner rests altogether. Spec 41, 8.1. Times are Unix seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,9 +219,36 @@ impl Chunks {
         Decision::AsWanted
     }
 
-    /// Which servers may hold the chunk.
+    /// Which servers may hold the chunk; None = any. No two copies in one place is a rule too. Spec 41, 7.5.
     pub(super) fn rule(&self, chunk: ChunkId, table: &impl Table) -> Option<Labels> {
-        table.labels(chunk)
+        let labels = table.labels(chunk);
+        if labels.is_some() || self.settings.unique == Unique::No {
+            return labels;
+        }
+        let goal = usize::from(table.facts(chunk)?.goal);
+        Some(Labels { mode: Mode::Standard, copies: vec![LabelMask::default(); goal] })
+    }
+
+    /// The servers that serve the wanted copies: for each its index in `servers`, of which earlier ones are preferred.
+    pub(super) fn assign(&self, labels: &Labels, servers: &[ServerId]) -> Vec<Option<usize>> {
+        let candidates: Vec<Candidate> = servers.iter().map(|&id| self.candidate(id)).collect();
+        labels.assign(&candidates)
+    }
+
+    /// Wanted copies that none of these servers serves.
+    pub(super) fn unmatched(&self, labels: &Labels, servers: &[ServerId]) -> usize {
+        self.assign(labels, servers).iter().filter(|assigned| assigned.is_none()).count()
+    }
+
+    fn candidate(&self, id: ServerId) -> Candidate {
+        let Some(server) = self.servers.get(id) else { return Candidate { labels: 0, group: u64::from(id.0) } };
+        let alone = u64::from(id.0);
+        let group = match self.settings.unique {
+            Unique::No => alone,
+            Unique::Address => 1 << 32 | u64::from(server.ip.0),
+            Unique::Rack => self.topology.rack(server.ip).map_or(alone, |rack| 2 << 32 | rack as u64),
+        };
+        Candidate { labels: server.labels, group }
     }
 
     /// No good copy, but copies one version off: a crash came between the servers and the journal. Their version
@@ -260,8 +288,15 @@ impl Chunks {
         }
         let endangered = census.valid + census.valid_marked == 1;
         let class = if endangered { Class::Endangered } else { Class::Undergoal };
-        let target = self.target(record, class, labels, now, random)?;
-        let source = self.source(record, class, now, random).ok_or(Obstacle::NoSource)?;
+        let sources = self.sources(record, class, now, random);
+        let target = self.target(record, class, labels, &sources, now, random)?;
+        let nearest = |id: &ServerId| match self.settings.replications_near {
+            0 => 0,
+            _ => self.distance(*id, target),
+        };
+        let marked = |id: &ServerId| record.copy(*id).is_some_and(|state| state.marked);
+        // The first of equal ones is as good as any: their order was drawn by lot.
+        let source = sources.iter().copied().min_by_key(|id| (marked(id), nearest(id))).ok_or(Obstacle::NoSource)?;
         Ok(Copying { source, target, endangered })
     }
 
@@ -271,6 +306,7 @@ impl Chunks {
         record: &Record,
         class: Class,
         labels: Option<&Labels>,
+        sources: &[ServerId],
         now: u32,
         random: &mut Random,
     ) -> Result<ServerId, Obstacle> {
@@ -281,13 +317,17 @@ impl Chunks {
             .filter(|&id| self.refusal_as_target(record, id, class, now).is_none())
             .collect();
         random.shuffle(&mut free);
-        // Spared servers only if there is no other.
-        free.sort_by_key(|id| self.servers.get(*id).is_none_or(|server| server.spared()));
+        // Spared servers only if there is no other; then, if so set, racks that the copy need not leave.
+        let near = |id: ServerId| sources.iter().any(|source| self.distance(*source, id) == 1);
+        free.sort_by_key(|id| {
+            let is_spared = self.servers.get(*id).is_none_or(|server| server.spared());
+            (is_spared, self.settings.replications_near == 2 && !near(*id))
+        });
         let any = free.first().copied().ok_or(Obstacle::NoTarget);
         let Some(labels) = labels else { return any };
         let held = record.valid_servers();
         let candidates: Vec<ServerId> = held.iter().chain(&free).copied().collect();
-        let assigned = labels.assign(&self.servers, &candidates);
+        let assigned = self.assign(labels, &candidates);
         let fitting = assigned.iter().flatten().map(|&index| candidates[index]).find(|id| !held.contains(id));
         match (fitting, labels.mode) {
             (Some(server), _) => Ok(server),
@@ -315,16 +355,19 @@ impl Chunks {
         }
     }
 
-    /// A server to copy from: a good copy, preferably on a disk that stays.
-    fn source(&self, record: &Record, class: Class, now: u32, random: &mut Random) -> Option<ServerId> {
-        let copies = record.copies.iter();
-        let mut sources: Vec<(bool, ServerId)> = copies
-            .filter(|copy| self.refusal_as_source(record, copy.server, class, now).is_none())
-            .map(|copy| (copy.state.marked, copy.server))
-            .collect();
+    /// Servers that a copy can be read from now, in an order drawn by lot.
+    fn sources(&self, record: &Record, class: Class, now: u32, random: &mut Random) -> Vec<ServerId> {
+        let held = record.copies.iter().map(|copy| copy.server);
+        let mut sources: Vec<ServerId> =
+            held.filter(|&id| self.refusal_as_source(record, id, class, now).is_none()).collect();
         random.shuffle(&mut sources);
-        sources.sort_by_key(|source| source.0);
-        sources.first().map(|source| source.1)
+        sources
+    }
+
+    /// How far servers are from each other. Spec 41, 10.1.
+    fn distance(&self, one: ServerId, other: ServerId) -> u32 {
+        let ip = |id| self.servers.get(id).map_or(Ip4(0), |server| server.ip);
+        self.topology.distance(ip(one), ip(other))
     }
 
     /// Why nothing is copied from this server now.
@@ -366,7 +409,7 @@ impl Chunks {
         let held = record.valid_servers();
         let others = self.servers.iter().filter(|(id, server)| record.copy(*id).is_none() && !server.almost_full());
         let all: Vec<ServerId> = held.iter().copied().chain(others.map(|(id, _)| id)).collect();
-        labels.unmatched(&self.servers, &held) > labels.unmatched(&self.servers, &all)
+        self.unmatched(labels, &held) > self.unmatched(labels, &all)
     }
 
     /// Which copies are too many: those on the fullest servers. Spec 41, 8.3, step 7.1.
@@ -381,7 +424,7 @@ impl Chunks {
             // The emptier servers are preferred for the matching, so the fuller ones are free to go.
             Some(labels) => {
                 let preferred: Vec<ServerId> = held.iter().rev().copied().collect();
-                labels.assign(&self.servers, &preferred).into_iter().flatten().map(|index| preferred[index]).collect()
+                self.assign(labels, &preferred).into_iter().flatten().map(|index| preferred[index]).collect()
             }
             None => Vec::new(),
         };

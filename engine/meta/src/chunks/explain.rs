@@ -51,7 +51,7 @@ impl Chunks {
         let labels = self.rule(chunk, table);
         let held = record.as_ref().map(|record| record.valid_servers()).unwrap_or_default();
         let wanted = labels.as_ref().map_or_else(Vec::new, |labels| {
-            let assigned = labels.assign(&self.servers, &held);
+            let assigned = self.assign(labels, &held);
             let server = |index: &Option<usize>| index.map(|index| held[index]);
             labels.copies.iter().cloned().zip(assigned.iter().map(server)).collect()
         });

@@ -29,6 +29,7 @@ mod simulation;
 mod table;
 #[cfg(test)]
 mod tests;
+mod topology;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -44,6 +45,7 @@ pub use planner::{QUEUES, Queue};
 pub use reports::ReportOutcome;
 pub use servers::{HeavyLoad, Server, ServerId, Servers, Space};
 pub use table::labels_of;
+pub use topology::Topology;
 
 use copies::Record;
 
@@ -102,6 +104,22 @@ pub struct Settings {
     /// Difference of usage, as a fraction, from which chunks are moved.
     pub acceptable_difference: f64,
     pub queue_length: usize,
+    /// New chunks go first to servers nearer than this to their writer; 0 = no matter. CREATIONS_RESPECT_TOPOLOGY.
+    pub creations_near: u32,
+    /// 1: copies are made from the nearest source; 2: and rather in racks that have one. REPLICATIONS_RESPECT_TOPOLOGY.
+    pub replications_near: u8,
+    /// CHUNKS_UNIQUE_MODE.
+    pub unique: Unique,
+}
+
+/// What no two copies of a chunk shall share, as far as there are servers enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Unique {
+    #[default]
+    No,
+    Address,
+    /// A server without a rack is one of its own.
+    Rack,
 }
 
 impl Default for Settings {
@@ -117,6 +135,9 @@ impl Default for Settings {
             sweep_seconds: 300,
             acceptable_difference: 0.01,
             queue_length: 1_000_000,
+            creations_near: 0,
+            replications_near: 0,
+            unique: Unique::No,
         }
     }
 }
@@ -243,6 +264,7 @@ struct Replication {
 #[derive(Debug)]
 pub struct Chunks {
     settings: Settings,
+    topology: Topology,
     servers: Servers,
     records: BTreeMap<ChunkId, Record>,
     queues: [VecDeque<ChunkId>; QUEUES],
@@ -284,6 +306,7 @@ impl Chunks {
     pub fn new(settings: Settings, now: u32, seed: u64) -> Chunks {
         Chunks {
             settings,
+            topology: Topology::default(),
             servers: Servers::default(),
             records: BTreeMap::new(),
             queues: std::array::from_fn(|_| VecDeque::new()),
@@ -312,6 +335,11 @@ impl Chunks {
 
     pub fn settings_mut(&mut self) -> &mut Settings {
         &mut self.settings
+    }
+
+    /// Who is near whom, from now on.
+    pub fn set_topology(&mut self, topology: Topology) {
+        self.topology = topology;
     }
 
     pub fn servers(&self) -> &Servers {

@@ -381,11 +381,21 @@ impl Chunks {
         let census = record.census();
         let balanced = census.valid == usize::from(facts.goal) && census.all() == census.valid;
         let busy = record.operation != Operation::None || facts.is_locked(now);
-        if facts.files == 0 || !balanced || busy || table.labels(chunk).is_some() {
+        if facts.files == 0 || !balanced || busy {
             return;
         }
         let usage = |id: ServerId| self.servers.get(id).map_or(0.0, |server| server.usage());
         let source = record.copies.iter().map(|c| c.server).max_by(|a, b| usage(*a).total_cmp(&usage(*b)));
+        let Some(source) = source else { return };
+        // Where a copy may be is not given up for the sake of balance.
+        let labels = self.rule(chunk, table);
+        let fits = |target: ServerId| {
+            labels.as_ref().is_none_or(|labels| {
+                let held = record.valid_servers();
+                let moved: Vec<ServerId> = held.iter().map(|&id| if id == source { target } else { id }).collect();
+                self.unmatched(labels, &moved) <= self.unmatched(labels, &held)
+            })
+        };
         let target = self
             .servers
             .iter()
@@ -393,8 +403,9 @@ impl Chunks {
                 record.copy(*id).is_none() && !server.spared() && !server.almost_full() && server.space.total > 0
             })
             .map(|(id, _)| id)
+            .filter(|&id| fits(id))
             .min_by(|a, b| usage(*a).total_cmp(&usage(*b)));
-        let (Some(source), Some(target)) = (source, target) else { return };
+        let Some(target) = target else { return };
         if self.replications.keys().any(|&(running, _)| running == chunk) {
             return;
         }

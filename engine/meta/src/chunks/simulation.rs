@@ -274,7 +274,7 @@ impl Cluster {
     }
 
     fn create(&mut self, goal: u8) {
-        let Ok(targets) = self.chunks.choose(usize::from(goal), None, self.now) else { return };
+        let Ok(targets) = self.chunks.choose(usize::from(goal), None, Ip4(0), self.now) else { return };
         let chunk = ChunkId(self.durable.next);
         self.durable.next += 1;
         let facts = Facts { version: Version(1), locked_to: self.now + LOCK_SECONDS, files: 1, goal };

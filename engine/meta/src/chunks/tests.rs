@@ -383,7 +383,7 @@ fn a_new_chunk_goes_to_servers_with_room_in_turn() {
     let mut scene = Scene::new(3, 5, 1);
     let mut uses = [0; 3];
     for _ in 0..30 {
-        for server in scene.chunks.choose(2, None, NOW).unwrap() {
+        for server in scene.chunks.choose(2, None, Ip4(9), NOW).unwrap() {
             uses[usize::from(server.0)] += 1;
         }
     }
@@ -394,7 +394,7 @@ fn a_new_chunk_goes_to_servers_with_room_in_turn() {
         for number in 0..3 {
             change(scene.chunks.servers_mut().get_mut(ServerId(number)).unwrap());
         }
-        let chosen = scene.chunks.choose(2, None, NOW).map(|servers| servers.len());
+        let chosen = scene.chunks.choose(2, None, Ip4(9), NOW).map(|servers| servers.len());
         assert_eq!(chosen, expected);
     };
     check(|_| {}, Ok(2));
@@ -402,9 +402,9 @@ fn a_new_chunk_goes_to_servers_with_room_in_turn() {
     check(|server| server.heavy_load = HeavyLoad::Overloaded, Err(Status::EAGAIN));
     check(|server| server.maintenance = true, Ok(2)); // all spared: then all may
     let mut empty = Scene::new(0, 5, 1);
-    assert_eq!(empty.chunks.choose(1, None, NOW), Err(Status::NOCHUNKSERVERS));
+    assert_eq!(empty.chunks.choose(1, None, Ip4(9), NOW), Err(Status::NOCHUNKSERVERS));
     empty.chunks.set_absent_servers(1, 0);
-    assert_eq!(empty.chunks.choose(1, None, NOW), Err(Status::EAGAIN));
+    assert_eq!(empty.chunks.choose(1, None, Ip4(9), NOW), Err(Status::EAGAIN));
 }
 
 #[test]
@@ -529,6 +529,9 @@ fn every_server_that_takes_no_copy_says_why() {
     check(|server| server.heavy_load = HeavyLoad::Overloaded, 3, &[Refusal::Overloaded]);
     check(|server| server.replications_in = 1, 3, &[Refusal::Limit { running: 1 }]);
     check(|server| server.replications_in = 2, 2, &[Refusal::Limit { running: 2 }]);
+    let kept_and_busy: fn(&mut Server) = |server| (server.maintenance, server.replications_in) = (true, 2);
+    check(kept_and_busy, 3, &[Refusal::Maintenance]);
+    check(kept_and_busy, 2, &[Refusal::Limit { running: 2 }]);
 
     let mut scene = Scene::new(2, 5, 2);
     scene.report(0, 5);
@@ -578,4 +581,89 @@ fn a_chunk_that_waits_says_for_what() {
     assert_eq!(why.quarantined, [(ServerId(1), Version(3))]);
     scene.chunks.remember_deleted(ChunkId(51));
     assert!(scene.chunks.explain(ChunkId(51), &scene.table, NOW).was_deleted);
+}
+
+/// Servers 0 and 1 in rack A, 2 and 3 in rack B; server 0 and 1 are one machine.
+fn racks(goal: u8) -> Scene {
+    let mut scene = Scene::new(4, 5, goal);
+    scene.chunks.servers_mut().get_mut(ServerId(1)).unwrap().ip = Ip4(0);
+    let mut topology = Topology::default();
+    topology.put(Ip4(0), Ip4(1), "A");
+    topology.put(Ip4(2), Ip4(3), "B");
+    scene.chunks.set_topology(topology);
+    scene
+}
+
+#[test]
+fn clients_are_sent_to_the_nearest_copy() {
+    let mut scene = racks(4);
+    (0..4).for_each(|number| scene.report(number, 5));
+    for (client, expected) in [(Ip4(3), [3, 2, 0, 0]), (Ip4(2), [2, 3, 0, 0]), (Ip4(1), [0, 0, 2, 3])] {
+        let locations = scene.chunks.locations(CHUNK, client, NOW).unwrap();
+        let mut found: Vec<u32> = locations.iter().map(|location| location.ip.0).collect();
+        found[2..].sort_unstable();
+        assert_eq!(found, expected, "{client}");
+    }
+}
+
+#[test]
+fn new_chunks_go_near_their_writer_if_so_set() {
+    let first_of = |near: u32, client: u32| {
+        let mut scene = racks(1);
+        scene.chunks.settings_mut().creations_near = near;
+        let mut found: Vec<u16> = (0..8)
+            .flat_map(|_| scene.chunks.choose(1, None, Ip4(client), NOW).unwrap())
+            .map(|server| server.0)
+            .collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    };
+    assert_eq!(first_of(0, 3), [0, 1, 2, 3]);
+    assert_eq!(first_of(1, 3), [3], "the same machine");
+    assert_eq!(first_of(2, 3), [2, 3], "the same rack");
+    assert_eq!(first_of(3, 3), [0, 1, 2, 3]);
+    assert_eq!(first_of(1, 77), [0, 1, 2, 3], "nobody is near: all will do");
+}
+
+#[test]
+fn copies_are_made_near_their_source_if_so_set() {
+    let replicated = |near: u8, reports: &[u16]| {
+        let mut found = std::collections::BTreeSet::new();
+        for seed in 0..40 {
+            let mut scene = racks(u8::try_from(reports.len()).unwrap() + 1);
+            scene.chunks.random = Random(seed);
+            scene.chunks.settings_mut().replications_near = near;
+            reports.iter().for_each(|server| scene.report(*server, 5));
+            let why = scene.chunks.explain(CHUNK, &scene.table, NOW);
+            let Decision::Replicate(copying) = why.decision else { panic!("{why:?}") };
+            found.insert((copying.source.0, copying.target.0));
+        }
+        Vec::from_iter(found)
+    };
+    assert_eq!(replicated(0, &[2]), [(2, 0), (2, 1), (2, 3)]);
+    assert_eq!(replicated(2, &[2]), [(2, 3)], "in its rack");
+    assert_eq!(replicated(0, &[0, 2]), [(0, 1), (0, 3), (2, 1), (2, 3)]);
+    assert_eq!(replicated(1, &[0, 2]), [(0, 1), (2, 3)], "from the nearest");
+}
+
+#[test]
+fn no_two_copies_share_a_machine_or_a_rack_if_so_set() {
+    let decision = |unique: Unique, goal: u8, reports: &[u16]| {
+        let mut scene = racks(goal);
+        scene.chunks.settings_mut().unique = unique;
+        reports.iter().for_each(|server| scene.report(*server, 5));
+        scene.chunks.explain(CHUNK, &scene.table, NOW).decision
+    };
+    let elsewhere = |decision: Decision, servers: &[u16]| match decision {
+        Decision::Replicate(copying) => assert!(servers.contains(&copying.target.0), "{copying:?}"),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(decision(Unique::No, 2, &[0, 1]), Decision::AsWanted);
+    elsewhere(decision(Unique::Address, 2, &[0, 1]), &[2, 3]);
+    assert_eq!(decision(Unique::Address, 2, &[2, 3]), Decision::AsWanted);
+    elsewhere(decision(Unique::Rack, 2, &[2, 3]), &[0, 1]);
+    assert_eq!(decision(Unique::Rack, 2, &[0, 3]), Decision::AsWanted);
+    elsewhere(decision(Unique::Rack, 3, &[0, 3]), &[1, 2]); // a copy in the wrong place is better than none
+    assert_eq!(decision(Unique::Address, 2, &[0, 1, 3]), Decision::DeleteSurplus(vec![ServerId(0)]));
 }
