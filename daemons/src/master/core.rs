@@ -309,6 +309,16 @@ impl Core {
         (total, free, free.saturating_sub(reserved))
     }
 
+    /// Settings that were read again. Ports are the business of whoever listens.
+    pub(super) fn change_settings(&mut self, settings: Settings) {
+        *self.chunks.settings_mut() = settings.chunks.clone();
+        self.namespace.set_policy(settings.policy);
+        if settings.journal_synced != self.settings.journal_synced {
+            self.journal.ask_for_rotation(); // the next file is written the other way
+        }
+        self.settings = settings;
+    }
+
     /// New exports: whoever registered under others is cut and registers again. Spec 30, 4.1.
     pub(super) fn change_exports(&mut self, exports: Exports) {
         self.exports = exports;
