@@ -35,6 +35,8 @@ pub struct Layout {
     pub master_extra: String,
     /// Lines for every `mfschunkserver.cfg`.
     pub chunkserver_extra: String,
+    /// `LABELS` of each chunkserver; those behind the end of the list have none.
+    pub labels: Vec<String>,
     /// Our programs run under a seccomp filter that forbids io_uring, as containers do. `MOORING_FORBID_IO_URING=1`
     /// has it so in every test.
     pub forbid_io_uring: bool,
@@ -52,6 +54,7 @@ impl Layout {
             chunkservers: chunkservers.to_vec(),
             master_extra: String::new(),
             chunkserver_extra: String::new(),
+            labels: Vec::new(),
             forbid_io_uring: std::env::var("MOORING_FORBID_IO_URING").as_deref() == Ok("1"),
             marked_for_removal: BTreeSet::new(),
             exports: "*  / rw,alldirs,admin,maproot=0:0\n*  . rw\n".into(),
@@ -569,8 +572,9 @@ impl Cluster {
                  HDD_CONF_FILENAME = {folder}/mfshdd.cfg\nMASTER_HOST = {MASTER}\nMASTER_PORT = {MATOCS_PORT}\n\
                  MASTER_RECONNECTION_DELAY = 1\nBIND_HOST = {address}\n\
                  CSSERV_LISTEN_HOST = {address}\nCSSERV_LISTEN_PORT = {CSSERV_PORT}\n\
-                 HDD_LEAVE_SPACE_DEFAULT = 100MiB\nHDD_TEST_SPEED = 0\nNICE_LEVEL = 0\n{extra}\n",
+                 HDD_LEAVE_SPACE_DEFAULT = 100MiB\nHDD_TEST_SPEED = 0\nNICE_LEVEL = 0\nLABELS = {labels}\n{extra}\n",
                 folder = folder.display(),
+                labels = self.layout.labels.get(index).map_or("", String::as_str),
                 extra = self.layout.chunkserver_extra,
             ),
         );
