@@ -63,6 +63,7 @@ pub(super) async fn every_second(master: Shared) {
 
 fn second(core: &mut Core, now: u32) {
     core.namespace.tick_second(now);
+    core.namespace.tick_archive(now);
     core.journal.forget_before(now.saturating_sub(core.settings.journal_remembered_seconds));
     if now.is_multiple_of(SESSIONS_EVERY_SECONDS) && now > core.started.saturating_add(SESSIONS_AFTER_START_SECONDS) {
         remove_sessions(core, now);
