@@ -272,6 +272,11 @@ fn refusal_words(refusal: Refusal) -> String {
         Refusal::AlmostFull => "not more than 1 % of it is free".to_owned(),
         Refusal::Overloaded => "it says that it has too much to do".to_owned(),
         Refusal::Maintenance => "it is in maintenance".to_owned(),
+        Refusal::Slow { running, millis_per_copy } => format!(
+            "{running} under way, and it completes one in {}.{} s: more would only wait there",
+            millis_per_copy / 1000,
+            millis_per_copy % 1000 / 100
+        ),
         Refusal::Limit { running } => {
             format!("replication limit reached, {running} under way (CHUNKS_WRITE_REP_LIMIT, CHUNKS_READ_REP_LIMIT)")
         }

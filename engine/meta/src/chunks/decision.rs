@@ -7,6 +7,7 @@ use wire::{Ip4, Version};
 
 use super::copies::{Census, CopyKind, CopyState, Operation, Record};
 use super::labels::Candidate;
+use super::pace::Pace;
 use super::{ChunkId, Chunks, Facts, LabelMask, Labels, Mode, Random, ServerId, Table, Unique};
 
 /// Why the planner rests altogether. Spec 41, 8.1. Times are Unix seconds.
@@ -110,6 +111,11 @@ pub enum Refusal {
     /// CHUNKS_WRITE_REP_LIMIT or CHUNKS_READ_REP_LIMIT: so many copies are under way.
     Limit {
         running: u32,
+    },
+    /// It is slow: it would not complete more within seconds than is under way.
+    Slow {
+        running: u32,
+        millis_per_copy: u32,
     },
 }
 
@@ -340,7 +346,6 @@ impl Chunks {
     /// Why this server gets no copy now, labels aside.
     pub(super) fn refusal_as_target(&self, record: &Record, id: ServerId, class: Class, now: u32) -> Option<Refusal> {
         let server = self.servers.get(id)?;
-        let running = server.replications_in;
         let may_be_spared = class == Class::Endangered;
         match record.copy(id) {
             Some(state) => Some(Refusal::HasCopy(state)),
@@ -348,10 +353,7 @@ impl Chunks {
             None if server.almost_full() => Some(Refusal::AlmostFull),
             None if server.maintenance && !may_be_spared => Some(Refusal::Maintenance),
             None if server.spared() && !may_be_spared => Some(Refusal::Overloaded),
-            None if !below_limit(running, self.settings.write_replications[class as usize], id, now) => {
-                Some(Refusal::Limit { running })
-            }
-            None => None,
+            None => self.too_busy_to_take(id, class, now),
         }
     }
 
@@ -372,15 +374,24 @@ impl Chunks {
 
     /// Why nothing is copied from this server now.
     pub(super) fn refusal_as_source(&self, record: &Record, id: ServerId, class: Class, now: u32) -> Option<Refusal> {
-        let Some(server) = self.servers.get(id) else { return Some(Refusal::NoCopy) };
-        let running = server.replications_out;
         match record.copy(id) {
-            Some(CopyState { kind: CopyKind::Valid, .. }) => {
-                let limit = self.settings.read_replications[class as usize];
-                (!below_limit(running, limit, id, now)).then_some(Refusal::Limit { running })
+            Some(CopyState { kind: CopyKind::Valid, .. }) if self.servers.contains(id) => {
+                self.too_busy_to_give(id, class, now)
             }
             _ => Some(Refusal::NoCopy),
         }
+    }
+
+    pub(super) fn too_busy_to_take(&self, id: ServerId, class: Class, now: u32) -> Option<Refusal> {
+        let server = self.servers.get(id)?;
+        let limit = self.settings.write_replications[class as usize];
+        too_busy(server.replications_in, limit, &server.pace_in, id, now)
+    }
+
+    pub(super) fn too_busy_to_give(&self, id: ServerId, class: Class, now: u32) -> Option<Refusal> {
+        let server = self.servers.get(id)?;
+        let limit = self.settings.read_replications[class as usize];
+        too_busy(server.replications_out, limit, &server.pace_out, id, now)
     }
 
     /// Every server with space has an entry of this chunk, good or bad.
@@ -436,8 +447,17 @@ impl Chunks {
     }
 }
 
+/// Whether the settings' limit, or what the server is able to do, forbids one more.
+fn too_busy(running: u32, limit: f64, pace: &Pace, id: ServerId, now: u32) -> Option<Refusal> {
+    if !below_limit(running, limit, id, now) {
+        return Some(Refusal::Limit { running });
+    }
+    let millis_per_copy = pace.seconds_per_copy().map_or(0, |seconds| (seconds * 1000.0) as u32);
+    (!below_limit(running, pace.allows(limit), id, now)).then_some(Refusal::Slow { running, millis_per_copy })
+}
+
 /// A fraction of a limit holds in that fraction of seconds. Spec 41, 8.4.
-pub(super) fn below_limit(running: u32, limit: f64, server: ServerId, now: u32) -> bool {
+fn below_limit(running: u32, limit: f64, server: ServerId, now: u32) -> bool {
     let fraction =
         (wire::Seed(u64::from(now) << 16 | u64::from(server.0)).next_u64() >> 11) as f64 / (1u64 << 53) as f64;
     f64::from(running) + fraction < limit

@@ -20,6 +20,7 @@ mod explain;
 pub mod identity;
 mod labels;
 mod operations;
+mod pace;
 mod planner;
 mod reports;
 mod rescue;
@@ -289,6 +290,8 @@ pub struct Chunks {
     receiving_new_until: u32,
     receiving_lost_until: u32,
     started: u32,
+    /// Seconds of ticks since then, with their fractions: what paces are measured by.
+    clock: f64,
     last_disconnect: u32,
     /// Known servers that are not connected, and how many of these are in maintenance.
     absent_servers: usize,
@@ -322,6 +325,7 @@ impl Chunks {
             receiving_new_until: 0,
             receiving_lost_until: 0,
             started: now,
+            clock: 0.0,
             last_disconnect: 0,
             absent_servers: 0,
             absent_in_maintenance: 0,

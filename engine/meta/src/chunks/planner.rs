@@ -12,7 +12,7 @@ use std::time::Duration;
 use wire::{ChunkId, Version};
 
 use super::copies::{Census, CopyKind, CopyState, Operation};
-use super::decision::{Class, Copying, Decision, Instead, below_limit};
+use super::decision::{Class, Copying, Decision, Instead};
 use super::{
     Chunks, Command, DELETED_REMEMBERED_MAX, Effect, Effects, Facts, LOCK_SECONDS, Notice, Replication, ServerId, Table,
 };
@@ -73,6 +73,7 @@ impl Chunks {
     /// `elapsed`: since the last tick. Call it some tens of times per second.
     pub fn tick(&mut self, table: &impl Table, now: u32, elapsed: Duration, effects: &mut Effects) {
         self.stale.clear();
+        self.clock += elapsed.as_secs_f64();
         if self.walk_departing(table, now, effects) {
             return;
         }
@@ -363,10 +364,13 @@ impl Chunks {
         effects: &mut Effects,
     ) {
         self.replications.insert((chunk, target), Replication { source, version, started: now });
+        let clock = self.clock;
         if let Some(server) = self.servers.get_mut(target) {
+            server.pace_in.begin(clock, server.replications_in);
             server.replications_in += 1;
         }
         let Some(from) = self.servers.get_mut(source) else { return };
+        from.pace_out.begin(clock, from.replications_out);
         from.replications_out += 1;
         let command = Command::Replicate { chunk, version, source_ip: from.ip, source_port: from.port };
         effects.push(Effect::Send { server: target, command });
@@ -411,11 +415,11 @@ impl Chunks {
         }
         let difference = usage(source) - usage(target);
         let acceptable = self.settings.acceptable_difference;
-        let class = if difference > 1.5 * acceptable { Class::FastRebalance } else { Class::SlowRebalance } as usize;
-        let (Some(from), Some(to)) = (self.servers.get(source), self.servers.get(target)) else { return };
+        let class = if difference > 1.5 * acceptable { Class::FastRebalance } else { Class::SlowRebalance };
+        let Some(to) = self.servers.get(target) else { return };
         let allowed = difference > acceptable
-            && below_limit(to.replications_in, self.settings.write_replications[class], target, now)
-            && below_limit(from.replications_out, self.settings.read_replications[class], source, now)
+            && self.too_busy_to_take(target, class, now).is_none()
+            && self.too_busy_to_give(source, class, now).is_none()
             // A move must not overshoot: a chunk is a large part of a small disk.
             && difference > 2.0 * f64::from(wire::limits::CHUNK_BYTES) / to.space.total as f64;
         if !allowed {
