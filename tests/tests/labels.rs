@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use mooring_tests::cluster::{Cluster, Kind, Layout};
+use mooring_tests::namespace::chunkserver_address;
 use mooring_tests::need::{Need, have};
 use mooring_tests::wait::comes_true;
 
@@ -174,4 +175,35 @@ fn copies_are_on_the_same_labels_as_under_a_stock_master() {
         assert_eq!(found, wanted, "ours, then MooseFS's");
     }
     assert_eq!(found.len(), wanted.len());
+}
+
+#[test]
+fn a_mount_reads_from_servers_with_the_labels_that_it_prefers() {
+    let name = "a_mount_reads_from_servers_with_the_labels_that_it_prefers";
+    if !have(name, &[Need::Root, Need::Fuse, Need::Stock, Need::Mooring]) {
+        return;
+    }
+    let mut layout = Layout::new(Kind::Mooring, &[Kind::Mooring, Kind::Stock]);
+    layout.labels = ["A", "B"].map(str::to_owned).to_vec();
+    let mut cluster = Cluster::start("preferred", layout);
+    let mount = cluster.mount(Kind::Mooring);
+    let names: Vec<String> = (0..6).map(|number| format!("file{number}")).collect();
+    for name in &names {
+        fs::write(mount.join(name), vec![7; 100_000]).unwrap();
+    }
+    cluster.wait_for_copies("two copies of each file", LIMIT, |copies| copies == 2);
+    for (index, (labels, server)) in [("C;B", 1), ("A;B", 0)].into_iter().enumerate() {
+        let mount = cluster.mount_with(Kind::Mooring, &["-o", &format!("mfspreflabels={labels}")]);
+        for name in &names {
+            assert_eq!(fs::read(mount.join(name)).unwrap().len(), 100_000);
+        }
+        // Connections are kept for a while: those are all that it made.
+        let reads_from: BTreeSet<_> = cluster.mount_daemon(1 + index).connected_to().into_iter().collect();
+        let asked: Vec<bool> = (0..2)
+            .map(|server| reads_from.iter().any(|address| *address.ip() == chunkserver_address(server)))
+            .collect();
+        assert_eq!(asked, [server == 0, server == 1], "{labels}: {reads_from:?}");
+    }
+    let (status, text) = cluster.fail_to_mount(Kind::Mooring, &["-o", "mfspreflabels=A;"], LIMIT);
+    assert!(status.is_some_and(|status| !status.success()) && text.contains("preferred labels"), "{text}");
 }
