@@ -8,6 +8,9 @@ use wire::ChunkId;
 use super::decision::{Class, Decision, Obstacle, Refusal, Rest};
 use super::{Chunks, CopyState, Facts, LabelMask, Mode, Queue, ServerId, Table};
 
+/// A place in a queue is looked for so far, since queues may be a million long.
+const PLACE_MAX: usize = 10_000;
+
 /// Everything about one chunk. Copies and servers in order of their slots.
 #[derive(Clone, Debug)]
 pub struct Explanation {
@@ -20,7 +23,7 @@ pub struct Explanation {
     /// Nothing at all is copied or deleted now.
     pub rest: Option<Rest>,
     pub decision: Decision,
-    /// The queue in which it waits, and how many are before it in that queue.
+    /// The queue in which it waits, and how many are before it in that queue, or so many and more.
     pub queued: Option<(Queue, usize)>,
     /// Copies under way: from, to, and since when.
     pub copying: Vec<(ServerId, ServerId, u32)>,
@@ -101,7 +104,7 @@ impl Chunks {
 
     fn place_in_queue(&self, chunk: ChunkId) -> Option<(Queue, usize)> {
         let queue = self.records.get(&chunk)?.queued?;
-        let before = self.queues[queue as usize].iter().position(|waiting| *waiting == chunk)?;
-        Some((queue, before))
+        let mut ahead = self.queues[queue as usize].iter().take(PLACE_MAX);
+        Some((queue, ahead.position(|waiting| *waiting == chunk).unwrap_or(PLACE_MAX)))
     }
 }
