@@ -1,13 +1,16 @@
 //! `mooring why`: what is said about files and chunks of a real cluster, and to whom nothing can be said.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on may say so by panicking")]
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mooring_tests::cluster::{Cluster, Kind, Layout};
+use mooring_tests::daemon::signal;
 use mooring_tests::namespace::MASTER;
 use mooring_tests::need::{Need, have, mooring_binary};
-use mooring_tests::wait::wait_until;
+use mooring_tests::wait::{comes_true, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -51,9 +54,32 @@ fn a_chunk_is_explained_through_the_mount_and_by_the_master_s_address() {
     let (_, after) = text.split_once(": chunk ").unwrap();
     let chunk = &after[..16];
 
+    // What the planner waits for, told to it by a reload; and who has a chunk that is written.
+    let settings = cluster.scratch("mfsmaster.cfg");
+    let text = fs::read_to_string(&settings).unwrap();
+    fs::write(&settings, text.replace("OPERATIONS_DELAY_INIT = 1", "OPERATIONS_DELAY_INIT = 3600")).unwrap();
+    signal(cluster.master().pid(), "HUP");
+    says(&cluster, &[&path], &["waits: 35", " s since the master's start: REPLICATIONS_DELAY_INIT"]);
+    fs::write(&settings, text).unwrap();
+    signal(cluster.master().pid(), "HUP");
+    says(&cluster, &[&path], &["waits: its turn among chunks with too few copies, 0 before it"]);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let written = File::options().write(true).open(&file).unwrap();
+            while !done.load(Ordering::Relaxed) {
+                written.write_all_at(&[8; 50_000], 0).unwrap();
+            }
+        });
+        let session = format!("locked by a write of session 1 ({} at 10.77.0.1), for another 1", mount.display());
+        let locked = comes_true(LIMIT, || why(&cluster, &[&path]).1.contains(&session));
+        done.store(true, Ordering::Relaxed);
+        assert!(locked, "{}", why(&cluster, &[&path]).1);
+    });
+
     let master = MASTER.to_string();
     let by_address = ["-H", &master, "/file", chunk];
-    says(&cluster, &by_address, &[parts[0], &format!("chunk {chunk}, version 1")]);
+    says(&cluster, &by_address, &[parts[0], &format!("chunk {chunk}, version ")]);
     let (ok, text) = why(&cluster, &["-H", &master, "/nothing"]);
     assert!(!ok && text.contains("/nothing: No such file"), "{text}");
     let (ok, text) = why(&cluster, &[&mount.display().to_string()]);
