@@ -19,3 +19,4 @@ pub mod promote;
 pub mod serve;
 pub mod signals;
 pub mod stock;
+pub mod why;

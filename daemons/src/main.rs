@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use daemons::process::{self, CHUNKSERVER, MASTER, METALOGGER};
-use daemons::{demo, huge, mount, probe, promote, serve, stock};
+use daemons::{demo, huge, mount, probe, promote, serve, stock, why};
 
 /// A distributed file system that takes MooseFS's place
 #[derive(Parser)]
@@ -43,6 +43,7 @@ enum Function {
     },
     Demo(demo::Arguments),
     Probe(probe::Arguments),
+    Why(why::Arguments),
     /// Print the version
     Version,
 }
@@ -110,6 +111,7 @@ fn main() -> ExitCode {
             Function::Mount { words } => mount::main(&words, "mooring mount"),
             Function::Demo(arguments) => demo::run(&arguments),
             Function::Probe(arguments) => probe::run(&arguments),
+            Function::Why(arguments) => why::run(&arguments),
             Function::Version => {
                 println!("mooring {} (on the wire: MooseFS 3.0.117)", env!("CARGO_PKG_VERSION"));
                 ExitCode::SUCCESS

@@ -42,6 +42,7 @@ pub fn master(daemon: Daemon, decisions: MetadataDecisions) -> Result<(), String
         new_file_system: decisions.new_file_system,
         lose_changes_from: decisions.lose_changes_from,
         accept_metaid: decisions.accept_metaid,
+        config_path: daemon.config_path.clone(),
         ..master_shell::Settings::from_config(&daemon.config)?
     };
     on_a_ring(&daemon, FEW_BUFFERS, move |ring, wishes, ready| master_shell::run(ring, settings, wishes, ready))

@@ -51,6 +51,8 @@ pub(super) struct Core {
     pub(super) closed_sessions: BTreeSet<SessionId>,
     /// Chunks whose writers the last master did not hear the end of. See `client::data`.
     pub(super) unfinished_chunks: BTreeSet<ChunkId>,
+    /// Who was granted a chunk last, as long as it is locked: for people who ask.
+    pub(super) writers: BTreeMap<ChunkId, SessionId>,
     pub(super) operations: client::operations::Operations,
     pub(super) tally: Tally,
     pub(super) grace: Grace,
@@ -113,6 +115,7 @@ impl Core {
             waiting: BTreeMap::new(),
             closed_sessions: BTreeSet::new(),
             unfinished_chunks: loaded.unfinished_chunks,
+            writers: BTreeMap::new(),
             operations: client::operations::Operations::default(),
             tally: Tally::default(),
             grace: Grace::default(),
@@ -289,6 +292,12 @@ impl Core {
         }
     }
 
+    /// Those who let go of their chunk, or whose time is over, are no writers any more.
+    pub(super) fn forget_writers(&mut self, now: u32) {
+        let Core { writers, namespace, .. } = self;
+        writers.retain(|chunk, _| namespace.chunk(*chunk).is_some_and(|record| record.is_locked(now)));
+    }
+
     /// Ends the connections of clients and chunkservers. Metaloggers stay: the last lines are still to come.
     pub(super) fn cut_all(&mut self) {
         let clients = self.clients.values().map(|link| &link.outbox);
@@ -326,6 +335,16 @@ impl Core {
             Reserve::TimesLargest(factor) => part(factor, largest(|server| server.space.total)),
         };
         (total, free, free.saturating_sub(reserved))
+    }
+
+    /// Settings that were read again. Ports are the business of whoever listens.
+    pub(super) fn change_settings(&mut self, settings: Settings) {
+        *self.chunks.settings_mut() = settings.chunks.clone();
+        self.namespace.set_policy(settings.policy);
+        if settings.journal_synced != self.settings.journal_synced {
+            self.journal.ask_for_rotation(); // the next file is written the other way
+        }
+        self.settings = settings;
     }
 
     /// New exports: whoever registered under others is cut and registers again. Spec 30, 4.1.
@@ -372,7 +391,7 @@ impl Core {
     /// A peer's question about the configuration. Ours alone is the list of extensions. Spec 10, 2.
     pub(super) fn option(&self, name: &[u8]) -> Vec<u8> {
         if name == wire::EXTENSIONS_OPTION {
-            return EXTENSIONS.as_bytes().to_vec();
+            return EXTENSIONS.join(" ").into_bytes();
         }
         if name == b"AUTH_CODE" {
             return if self.settings.auth_code.is_some() { b"[DEFINED]".to_vec() } else { Vec::new() };
@@ -383,7 +402,7 @@ impl Core {
 }
 
 /// Names of our extensions to the protocol that this master serves, separated by blanks.
-const EXTENSIONS: &str = wire::TIMES_EXTENSION;
+const EXTENSIONS: [&str; 2] = [wire::TIMES_EXTENSION, wire::WHY_EXTENSION];
 
 fn work_of(command: Command) -> Work {
     match command {

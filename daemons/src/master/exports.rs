@@ -352,7 +352,7 @@ fn trim_slashes(mut path: &[u8]) -> &[u8] {
 }
 
 /// The range of an address form. Spec 60, 9.1; `/0` means every address here.
-fn addresses(text: &str) -> Option<(u32, u32)> {
+pub(super) fn addresses(text: &str) -> Option<(u32, u32)> {
     let address = |text: &str| text.parse::<Ipv4Addr>().ok().map(u32::from);
     if text == "*" {
         return Some((0, u32::MAX));

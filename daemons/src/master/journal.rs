@@ -26,6 +26,7 @@ use wire::{MatoanMetachangesLog, Packet, Rest};
 
 use super::Shared;
 use super::images::{self, BACK};
+use super::settings::Settings;
 use crate::connection::{KeepAlive, Outbox};
 
 /// Mode of journal files and images.
@@ -235,6 +236,14 @@ impl JournalFile {
         JournalFile { ring, folder, file: None, kept, synced, device: None, has_lines: false }
     }
 
+    /// A reload may have changed how many files are kept, and how the next one is written.
+    fn follow(&mut self, settings: &Settings) {
+        self.kept = settings.journals_kept;
+        if self.file.is_none() {
+            self.synced = settings.journal_synced;
+        }
+    }
+
     /// Appends and, if so configured, waits for the device. Returns the bytes of lines that the file then has.
     async fn append(&mut self, bytes: &[u8]) -> io::Result<u64> {
         if self.file.is_none() {
@@ -434,6 +443,7 @@ pub(super) async fn write_journal(master: Shared, mut file: JournalFile) {
     loop {
         let (batch, rotate, stop) = {
             let mut core = master.core.borrow_mut();
+            file.follow(&core.settings);
             let queue = &mut core.journal;
             let rotate = std::mem::take(&mut queue.rotate);
             let next = queue.pending.next;

@@ -31,6 +31,7 @@ mod settings;
 #[cfg(test)]
 pub(crate) mod tests;
 mod timers;
+mod topology;
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -39,8 +40,9 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use meta::chunks::Topology;
 use ring::local::Notify;
-use ring::{Listener, Ring, Stream};
+use ring::{JoinHandle, Listener, Ring, Stream};
 use tracing::{error, info, warn};
 use wire::Time;
 
@@ -160,11 +162,12 @@ pub async fn run(
         let path = settings.exports_path.display();
         return Err(MasterError::Exports(format!("{path} exports nothing, so nobody could mount this file system")));
     }
+    let topology = read_topology(&ring, &settings).await;
     let loaded = recovery::load(&ring, &settings).await?;
-    let listen = |port, address| ring.listen(address).map_err(|error| MasterError::Listen { port, address, error });
-    let clients = listen("clients", settings.client_address)?;
-    let servers = listen("chunkservers", settings.chunkserver_address)?;
-    let loggers = listen("metaloggers", settings.metalogger_address)?;
+    let mut listeners = Vec::new();
+    for port in PORTS {
+        listeners.push((port, (port.address)(&settings), port.listen(&ring, &settings)?));
+    }
 
     let file =
         JournalFile::new(ring.clone(), settings.data_path.clone(), settings.journals_kept, settings.journal_synced);
@@ -180,21 +183,25 @@ pub async fn run(
         data_path,
         ring: ring.clone(),
     });
-    master.with(|core, _| core.start());
+    master.with(|core, _| {
+        core.start();
+        core.chunks.set_topology(topology.unwrap_or_default());
+    });
     let earlier = charts::load(&ring, &master.data_path).await;
     master.core.borrow_mut().charts = earlier;
 
     let writer = ring.spawn(journal::write_journal(master.clone(), file));
     let tasks = [
-        ring.spawn(serve_port(master.clone(), clients, client::serve)),
-        ring.spawn(serve_port(master.clone(), servers, chunkserver::serve)),
-        ring.spawn(serve_port(master.clone(), loggers, metalogger::serve)),
         ring.spawn(timers::plan(master.clone())),
         ring.spawn(timers::every_second(master.clone())),
         ring.spawn(charts::keep(master.clone())),
         ring.spawn(file_check::keep_checking(master.clone())),
         ring.spawn(overview::keep_looking(master.clone())),
     ];
+    let mut listening: Vec<Listening> = listeners
+        .into_iter()
+        .map(|(port, address, listener)| Listening { port, address, task: (port.serve)(&master, listener) })
+        .collect();
     let saver = ring.spawn(images::save_hourly(master.clone()));
     ready();
     info!(driver = ring.driver_name(), "master serves");
@@ -202,14 +209,14 @@ pub async fn run(
         match wishes.recv().await {
             Some(Wish::Reload) => {
                 master.core.borrow_mut().journal.accept_folder();
-                reload(&master).await;
+                reload(&master, &mut listening).await;
             }
             Some(Wish::Info) => master.with(|core, now| core.log_info(now)),
             Some(Wish::Stop) | None => break,
         }
     }
     info!("master stops");
-    for task in tasks {
+    for task in tasks.into_iter().chain(listening.into_iter().map(|port| port.task)) {
         task.abort();
     }
     saver.abort();
@@ -218,7 +225,7 @@ pub async fn run(
 }
 
 /// Everything to disk: the journal's last lines, then one image that needs no journal.
-async fn stop(master: &Shared, writer: ring::JoinHandle<()>) {
+async fn stop(master: &Shared, writer: JoinHandle<()>) {
     master.with(|core, _| {
         core.cut_all();
         core.journal.ask_for_rotation();
@@ -247,9 +254,49 @@ async fn read_exports(ring: &Ring, settings: &Settings) -> Result<Exports, Maste
     Ok(Exports::parse(&String::from_utf8_lossy(&bytes)))
 }
 
-/// The exports are read again; sessions that they change are cut and come back under the new ones. Spec 30, 4.1.
-async fn reload(master: &Shared) {
+/// None: there is no such file, or it cannot be read; the log says so. Spec 60, 11.
+async fn read_topology(ring: &Ring, settings: &Settings) -> Option<Topology> {
+    let path = &settings.topology_path;
+    match ring.read_file(path).await {
+        Ok(bytes) => Some(topology::parse(&String::from_utf8_lossy(&bytes))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            info!("no topology file ({})", path.display());
+            None
+        }
+        Err(error) => {
+            warn!(%error, "cannot read the topology in {}", path.display());
+            None
+        }
+    }
+}
+
+/// All that is not for a start alone is read again: settings, topology, exports. Sessions that these change are cut and
+/// come back under the new ones. What cannot be read or understood stays as it was. Spec 60, 5; Spec 30, 4.1.
+async fn reload(master: &Shared, listening: &mut [Listening]) {
     let settings = master.core.borrow().settings.clone();
+    let old = settings.clone();
+    let settings = match master.ring.run_blocking(move || old.read_again()).await {
+        Ok(read) => {
+            info!("settings read again");
+            master.with(|core, _| core.change_settings(read.clone()));
+            master.journal_wake.notify_one();
+            read
+        }
+        Err(why) => {
+            error!("the settings stay as they were: {why}");
+            settings
+        }
+    };
+    for port in listening {
+        port.follow(master, &settings);
+    }
+    match read_topology(&master.ring, &settings).await {
+        Some(topology) => {
+            info!("topology read again");
+            master.with(|core, _| core.chunks.set_topology(topology));
+        }
+        None => info!("the topology stays as it was"),
+    }
     match read_exports(&master.ring, &settings).await {
         Ok(exports) if !exports.is_empty() => {
             info!("exports read again");
@@ -257,6 +304,65 @@ async fn reload(master: &Shared) {
         }
         Ok(_) => warn!("the exports are empty now; the old ones stay"),
         Err(error) => warn!(%error, "the old exports stay"),
+    }
+}
+
+/// One of the three ports: where it is by the settings, and who serves it.
+#[derive(Clone, Copy)]
+struct Port {
+    name: &'static str,
+    address: fn(&Settings) -> SocketAddr,
+    serve: fn(&Shared, Listener) -> JoinHandle<()>,
+}
+
+const PORTS: [Port; 3] = [
+    Port {
+        name: "clients",
+        address: |settings| settings.client_address,
+        serve: |master, listener| master.ring.spawn(serve_port(master.clone(), listener, client::serve)),
+    },
+    Port {
+        name: "chunkservers",
+        address: |settings| settings.chunkserver_address,
+        serve: |master, listener| master.ring.spawn(serve_port(master.clone(), listener, chunkserver::serve)),
+    },
+    Port {
+        name: "metaloggers",
+        address: |settings| settings.metalogger_address,
+        serve: |master, listener| master.ring.spawn(serve_port(master.clone(), listener, metalogger::serve)),
+    },
+];
+
+impl Port {
+    fn listen(self, ring: &Ring, settings: &Settings) -> Result<Listener, MasterError> {
+        let address = (self.address)(settings);
+        ring.listen(address).map_err(|error| MasterError::Listen { port: self.name, address, error })
+    }
+}
+
+/// A port that is served.
+struct Listening {
+    port: Port,
+    address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Listening {
+    /// After a reload: elsewhere, if the settings say so and that is possible. Connections stay. Spec 60, 5.2.
+    fn follow(&mut self, master: &Shared, settings: &Settings) {
+        let address = (self.port.address)(settings);
+        if address == self.address {
+            return;
+        }
+        match self.port.listen(&master.ring, settings) {
+            Ok(listener) => {
+                info!("the port for {} is now {address}", self.port.name);
+                let task = (self.port.serve)(master, listener);
+                std::mem::replace(&mut self.task, task).abort();
+                self.address = address;
+            }
+            Err(error) => error!(%error, "the port for {} stays {}", self.port.name, self.address),
+        }
     }
 }
 

@@ -17,6 +17,10 @@ pub struct Settings {
     /// Folder of metadata and journal. DATA_PATH.
     pub data_path: PathBuf,
     pub exports_path: PathBuf,
+    /// TOPOLOGY_FILENAME.
+    pub topology_path: PathBuf,
+    /// The file that a reload reads again; None: only exports and topology are.
+    pub config_path: Option<PathBuf>,
     /// Port 9419.
     pub metalogger_address: SocketAddr,
     /// Port 9420.
@@ -76,6 +80,8 @@ impl Default for Settings {
         Settings {
             data_path: PathBuf::from("/var/lib/mfs"),
             exports_path: PathBuf::from("/etc/mfs/mfsexports.cfg"),
+            topology_path: PathBuf::from("/etc/mfs/mfstopology.cfg"),
+            config_path: None,
             metalogger_address: any(9419),
             chunkserver_address: any(9420),
             client_address: any(9421),
@@ -104,6 +110,24 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// These, read again while the master runs: what only a start can decide stays as it was. Errors: a sentence.
+    pub(super) fn read_again(&self) -> Result<Settings, String> {
+        let Some(path) = &self.config_path else { return Ok(self.clone()) };
+        let config = Config::load(path).map_err(|error| error.to_string())?;
+        let read = Settings::from_config(&config)?;
+        if read.data_path != self.data_path {
+            warn!("DATA_PATH changed; that is for the next start, not for a reload");
+        }
+        Ok(Settings {
+            data_path: self.data_path.clone(),
+            config_path: self.config_path.clone(),
+            new_file_system: self.new_file_system,
+            lose_changes_from: self.lose_changes_from,
+            accept_metaid: self.accept_metaid,
+            ..read
+        })
+    }
+
     /// Errors: a sentence, when an address or a list of limits makes no sense.
     pub fn from_config(config: &Config) -> Result<Settings, String> {
         let defaults = Settings::default();
@@ -116,6 +140,7 @@ impl Settings {
         Ok(Settings {
             data_path: config.path("DATA_PATH", "/var/lib/mfs"),
             exports_path: config::secondary_path(config, "EXPORTS_FILENAME", "mfsexports.cfg"),
+            topology_path: config::secondary_path(config, "TOPOLOGY_FILENAME", "mfstopology.cfg"),
             metalogger_address: address(config, "MATOML", 9419)?,
             chunkserver_address: address(config, "MATOCS", 9420)?,
             client_address: address(config, client, 9421)?,
@@ -146,20 +171,21 @@ impl Settings {
                 session_sustain_seconds: config.number("SESSION_SUSTAIN_TIME", 86_400u32, 60..=604_800),
             },
             chunks: chunks::Settings {
-                delay_init_seconds: match config.optional("OPERATIONS_DELAY_INIT") {
-                    Some(_) => config.number("OPERATIONS_DELAY_INIT", 60u32, 0..=u32::MAX),
-                    None => config.number("REPLICATIONS_DELAY_INIT", 60u32, 0..=u32::MAX),
-                },
-                delay_disconnect_seconds: match config.optional("OPERATIONS_DELAY_DISCONNECT") {
-                    Some(_) => config.number("OPERATIONS_DELAY_DISCONNECT", 10u32, 0..=u32::MAX),
-                    None => config.number("REPLICATIONS_DELAY_DISCONNECT", 10u32, 0..=u32::MAX),
-                },
+                delay_init_seconds: delay(config, "INIT", chunk_defaults.delay_init_seconds),
+                delay_disconnect_seconds: delay(config, "DISCONNECT", chunk_defaults.delay_disconnect_seconds),
                 write_replications: limits(config, "CHUNKS_WRITE_REP_LIMIT", chunk_defaults.write_replications)?,
                 read_replications: limits(config, "CHUNKS_READ_REP_LIMIT", chunk_defaults.read_replications)?,
                 deletions: config.number("CHUNKS_SOFT_DEL_LIMIT", 10u32, 1..=u32::MAX),
                 examined_per_second: config.number("CHUNKS_LOOP_MAX_CPS", 100_000u32, 10_000..=10_000_000),
                 sweep_seconds: config.number("CHUNKS_LOOP_MIN_TIME", 300u32, 60..=7200),
                 acceptable_difference: config.float("ACCEPTABLE_PERCENTAGE_DIFFERENCE", 1.0).clamp(0.1, 10.0) / 100.0,
+                creations_near: config.number("CREATIONS_RESPECT_TOPOLOGY", 0u32, 0..=u32::MAX),
+                replications_near: config.number("REPLICATIONS_RESPECT_TOPOLOGY", 0u8, 0..=2),
+                unique: match config.number("CHUNKS_UNIQUE_MODE", 0u8, 0..=2) {
+                    0 => chunks::Unique::No,
+                    1 => chunks::Unique::Address,
+                    _ => chunks::Unique::Rack,
+                },
                 queue_length: config.number("PRIORITY_QUEUES_LENGTH", 1_000_000usize, 10_000..=100_000_000),
                 ..chunk_defaults
             },
@@ -167,6 +193,12 @@ impl Settings {
             ..defaults
         })
     }
+}
+
+/// `OPERATIONS_DELAY_...` of MooseFS 4, else `REPLICATIONS_DELAY_...`.
+fn delay(config: &Config, what: &str, default: u32) -> u32 {
+    let older = config.number(&format!("REPLICATIONS_DELAY_{what}"), default, 0..=u32::MAX);
+    config.number(&format!("OPERATIONS_DELAY_{what}"), older, 0..=u32::MAX)
 }
 
 /// `PREFIX_LISTEN_HOST` and `PREFIX_LISTEN_PORT`.

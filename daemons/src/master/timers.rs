@@ -20,6 +20,9 @@ const FORGET_SERVERS_EVERY_SECONDS: u32 = 600;
 /// How often unknown chunks are counted.
 const QUARANTINE_EVERY_SECONDS: u32 = 10;
 
+/// How often the list of writers is gone through.
+const WRITERS_EVERY_SECONDS: u32 = 10;
+
 /// CSDBOP operations. Spec 40, 4.
 const SERVER_DELETE: u8 = 1;
 const MAINTENANCE_OFF: u8 = 5;
@@ -61,12 +64,16 @@ pub(super) async fn every_second(master: Shared) {
 
 fn second(core: &mut Core, now: u32) {
     core.namespace.tick_second(core.time);
+    core.namespace.tick_archive(core.time);
     core.journal.forget_before(now.saturating_sub(core.settings.journal_remembered_seconds));
     if now.is_multiple_of(SESSIONS_EVERY_SECONDS) && now > core.started.saturating_add(SESSIONS_AFTER_START_SECONDS) {
         remove_sessions(core, now);
     }
     if now.is_multiple_of(QUARANTINE_EVERY_SECONDS) {
         core.warn_of_quarantined();
+    }
+    if now.is_multiple_of(WRITERS_EVERY_SECONDS) {
+        core.forget_writers(now);
     }
     end_maintenance(core, now);
     core.spare_loaded(now);

@@ -67,6 +67,7 @@ pub(super) struct Options {
     /// `fsync` waits for chunkservers, not for their devices.
     pub server_fsync: bool,
     pub error_on_no_space: bool,
+    pub preference: client::Preference,
     pub cache_mode: CacheMode,
     pub attributes_cache: Duration,
     pub xattr_cache: Duration,
@@ -114,6 +115,7 @@ impl Default for Options {
             error_on_lost_chunk: false,
             server_fsync: false,
             error_on_no_space: false,
+            preference: client::Preference::default(),
             cache_mode: CacheMode::Auto,
             attributes_cache: Duration::from_secs(1),
             xattr_cache: Duration::from_secs(30),
@@ -308,7 +310,15 @@ impl Parser {
                 | "mfssugidclearmode" => {
                     options.notes.push(format!("option {name} has no effect here"));
                 }
-                "mfspreflabels" => options.notes.push("option mfspreflabels is not built yet: any copy is read".into()),
+                "mfspreflabels" => {
+                    let preference = client::Preference::parse(value);
+                    options.preference = preference.ok_or_else(|| {
+                        format!(
+                            "mfspreflabels={value}: error parsing preferred labels expression; wanted are up to 9 groups \
+                             like A;BC;(D+E)F, the best first"
+                        )
+                    })?;
+                }
                 _ => return Err(unknown()),
             }
         } else {
@@ -658,6 +668,7 @@ mod tests {
         refused(&["-o", "mfspassword=a,mfsmd5pass=b"], "only one of");
         refused(&["-o", "mfsmd5pass=12"], "32 hex digits");
         refused(&["-o", "mfsport=x"], "mfsport=x");
+        refused(&["-o", "mfspreflabels=A;"], "error parsing preferred labels expression");
         refused(&["-o", "mfsattrcacheto=-1"], "mfsattrcacheto=-1");
         refused(&["a:", "/b", "/c"], "too many");
         refused(&["-o", "mfscachefiles,mfscachemode=NO"], "together");

@@ -139,6 +139,7 @@ async fn connect(ring: &Ring, options: &Options, mount_point: &Path) -> Result<C
         read_ahead_unit_bytes: options.read_ahead_unit_bytes,
         error_on_no_space: options.error_on_no_space,
         error_on_lost_chunk: options.error_on_lost_chunk,
+        preference: options.preference.clone(),
         durable_fsync: !options.server_fsync,
         mkdir_copies_sgid: options.mkdir_copies_sgid,
         delayed_init: options.delayed_init,

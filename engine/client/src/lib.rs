@@ -35,6 +35,7 @@ mod locks;
 mod master;
 mod names;
 mod pool;
+mod preference;
 mod read;
 mod readahead;
 mod retry;
@@ -46,6 +47,7 @@ mod write;
 
 pub use client::Client;
 pub use errno::Errno;
+pub use preference::Preference;
 pub use settings::{MountError, Session, Settings, disables};
 pub use types::*;
 pub use wire::{Attr, Inode, NodeKind, Time, attr_flags, lookup_flags, session_flags};

@@ -19,6 +19,7 @@ pub(crate) struct Server {
     pub(crate) ip: Ipv4Addr,
     pub(crate) port: u16,
     pub(crate) version: VersionWord,
+    pub(crate) labels: u32,
 }
 
 impl Server {
@@ -29,7 +30,7 @@ impl Server {
 
 impl From<&Location> for Server {
     fn from(location: &Location) -> Server {
-        Server { ip: location.ip.into(), port: location.port, version: location.version }
+        Server { ip: location.ip.into(), port: location.port, version: location.version, labels: location.labels }
     }
 }
 
@@ -107,7 +108,7 @@ mod tests {
     use super::*;
 
     fn location(chunkid: u64, version: u32) -> ChunkLocation {
-        let server = Server { ip: Ipv4Addr::LOCALHOST, port: 9422, version: VersionWord::OURS };
+        let server = Server { ip: Ipv4Addr::LOCALHOST, port: 9422, version: VersionWord::OURS, labels: 0 };
         ChunkLocation { chunkid: ChunkId(chunkid), version: Version(version), servers: [server].into() }
     }
 

@@ -17,6 +17,7 @@ use ring::{BufferedReader, Instant, Ring, Stream};
 use wire::{AntoanNop, Header, Packet};
 
 use crate::locations::Server;
+use crate::preference::Preference;
 
 /// Idle connections kept in all. Spec 20, 2.3.
 const IDLE_MAX: usize = 200;
@@ -86,14 +87,21 @@ impl Pool {
         Busy { pool: self.clone(), address }
     }
 
-    /// The server to ask: not one that failed lately, and then the one with the fewest operations of our own; the
-    /// master's order decides the rest. `avoid`: failed already in this attempt.
-    pub(crate) fn choose(&self, now: Instant, servers: &[Server], avoid: &[SocketAddrV4]) -> Option<Server> {
+    /// The server to ask: not one that failed lately, then one with the labels that are preferred, then the one with the
+    /// fewest operations of our own; the master's order decides the rest. `avoid`: failed already in this attempt.
+    pub(crate) fn choose(
+        &self,
+        now: Instant,
+        servers: &[Server],
+        preference: &Preference,
+        avoid: &[SocketAddrV4],
+    ) -> Option<Server> {
         let state = self.state.borrow();
         let rank = |server: &Server| {
             let address = server.address();
             let failed = state.failed.get(&address).is_some_and(|at| now - *at < DISTRUST_SPAN);
-            (avoid.contains(&address), failed, state.load.get(&address).copied().unwrap_or(0))
+            let preferred = preference.rank(server.labels);
+            (avoid.contains(&address), failed, preferred, state.load.get(&address).copied().unwrap_or(0))
         };
         servers.iter().min_by_key(|server| rank(server)).copied()
     }

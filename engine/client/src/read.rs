@@ -290,7 +290,9 @@ impl Inner {
         let mut last = Failure::NoServers;
         let mut untried = location.servers.len();
         while untried > 0 {
-            let Some(server) = self.pool.choose(self.ring.now(), &location.servers, failed) else { break };
+            let preference = &self.settings.preference;
+            let server = self.pool.choose(self.ring.now(), &location.servers, preference, failed);
+            let Some(server) = server else { break };
             let address = server.address();
             let is_last_copy = untried == 1;
             let before = segment.position();

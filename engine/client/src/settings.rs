@@ -4,6 +4,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use wire::{MetaId, SessionId, Status, VersionWord};
 
+use crate::preference::Preference;
+
 /// How to reach the master and how much memory to use. `Settings::new` gives the defaults of Spec 72, 1.3.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -28,6 +30,8 @@ pub struct Settings {
     pub read_ahead_bytes: usize,
     /// Bytes of one read-ahead request.
     pub read_ahead_unit_bytes: usize,
+    /// Which chunkservers are rather read from.
+    pub preference: Preference,
     /// Fail at once with ENOSPC when the master has no space. Default: retry.
     pub error_on_no_space: bool,
     /// Fail at once with ENXIO when a chunk has no copy. Default: retry.
@@ -57,6 +61,7 @@ impl Settings {
             write_cache_bytes: 256 << 20,
             read_ahead_bytes: 256 << 20,
             read_ahead_unit_bytes: 1 << 20,
+            preference: Preference::default(),
             error_on_no_space: false,
             error_on_lost_chunk: false,
             durable_fsync: true,

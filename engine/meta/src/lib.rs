@@ -22,6 +22,7 @@
 mod access;
 pub mod acl;
 mod apply;
+mod archiving;
 mod arena;
 mod attributes;
 pub mod change;

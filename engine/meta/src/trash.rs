@@ -15,6 +15,7 @@ pub(crate) struct Timers {
     last_second: u32,
     trash_bucket: u32,
     sustained_bucket: u32,
+    pub(crate) archive_at: u32,
 }
 
 /// Longest name in a listing of the trash; longer paths are cut. Spec 32, 32.8.

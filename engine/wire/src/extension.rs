@@ -10,7 +10,7 @@ use crate::fs::{
 };
 use crate::session::{AmtimeEntry, CltomaFuseAmtimeInodes};
 use crate::time::Time;
-use crate::types::{ChunkId, Gids, Inode, Status, Version};
+use crate::types::{ChunkId, Gids, Inode, Rest, Status, Version};
 
 /// Name of the extension "the device of this chunkserver has all of the chunk that it acknowledged".
 pub const SYNC_EXTENSION: &str = "sync";
@@ -38,6 +38,19 @@ const ANSWERED_WITH_TIMES: [u32; 12] = [
     CltomaFuseCreate::TYPE,
 ];
 
+/// Name of the extension "this master says in words why a chunk is as it is".
+pub const WHY_EXTENSION: &str = "why";
+
+/// What a `CltomaWhy` is about.
+pub mod why_subjects {
+    /// `id` is an inode: its chunks, from slot `first` on.
+    pub const FILE: u8 = 0;
+    /// `id` is a chunk.
+    pub const CHUNK: u8 = 1;
+    /// Chunks that the metadata do not know, from chunk `id` on.
+    pub const UNKNOWN: u8 = 2;
+}
+
 packets! {
     /// Asks a chunkserver, on its data port, to put what it has of a chunk on the device: data, sums and name. NOPs
     /// may come before the answer.
@@ -53,6 +66,13 @@ packets! {
 
     /// AMTIME_INODES with long times.
     CltomaAmtimeInodesLong = 10701 { entries: Vec<AmtimeEntryLong> }
+
+    /// Asks a master, in a session, what is done about chunks and why. See `why_subjects`.
+    CltomaWhy = 10003 { msgid: u32, subject: u8, id: u64, first: u32 }
+
+    /// Lines of text. If `next` is not 0 there is more: from that slot, or that unknown chunk, on. A refusal is a status
+    /// behind the message id, as for other requests of clients.
+    MatoclWhy = 10004 { msgid: u32, next: u64, text: Rest }
 }
 
 records! {

@@ -173,6 +173,7 @@ fn end_operation<P: Patient>(core: &mut Core, who: &Who, request: &P, grant: &Gr
 /// Remembers who waits for the operation on a chunk.
 fn begun(core: &mut Core, who: &Who, grant: Grant) -> Attempt {
     let (sender, ended) = oneshot();
+    core.writers.insert(grant.chunk, who.session);
     core.waiting.insert(grant.chunk, Waiting { connection: who.id, ended: sender });
     Attempt::Begun { grant, ended }
 }
@@ -351,7 +352,7 @@ fn choose_servers(core: &mut Core, who: &Who, inode: Inode, now: u32) -> Result<
     let class = class.files.keys().next().and_then(|class| u8::try_from(*class).ok());
     let class = class.and_then(|class| core.namespace.class(class)).ok_or(Status::EINVAL)?;
     let (copies, labels) = (class.create.len(), meta::chunks::labels_of(class.mode, &class.create));
-    core.chunks.choose(copies, labels.as_ref(), now)
+    core.chunks.choose(copies, labels.as_ref(), who.link.ip, now)
 }
 
 /// The chunk is the client's for 120 seconds: tell it where, and others that it changes.
@@ -366,6 +367,7 @@ fn write_granted(
     let version = core.namespace.chunk(grant.chunk).ok_or(Status::NOCHUNK)?.version;
     let locations = core.chunks.locations(grant.chunk, who.link.ip, now)?;
     core.chunks.write_granted(grant.chunk);
+    core.writers.insert(grant.chunk, who.session);
     core.cache.written(request.inode, who.session);
     let (_, length, _) = core.namespace.file(who.session, request.inode)?;
     let changed = MatoclFuseChunkHasChanged {

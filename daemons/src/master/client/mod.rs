@@ -12,6 +12,7 @@ mod monitor;
 mod names;
 pub(super) mod operations;
 mod register;
+mod why;
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -23,8 +24,8 @@ use wire::limits::MASTER_FROM_CLIENT_BYTES_MAX;
 use wire::{
     AmtimeEntryLong, AntoanConfigValue, AntoanGetConfig, AntoanGetVersion, Attr, ClientNop, CltomaAmtimeInodesLong,
     CltomaFuseAmtimeInodes, CltomaFuseReadChunk, CltomaFuseRegister, CltomaFuseSustainedInodes, CltomaFuseTimeSync,
-    CltomaFuseTruncate, CltomaFuseWriteChunk, CltomaFuseWriteChunkEnd, Field, HEADER_BYTES, Header, Inode, Ip4,
-    MatoclFuseTimeSync, MatoclFuseTimeSyncWithId, Name, Packet, SessionId, Status, VersionWord, WireError,
+    CltomaFuseTruncate, CltomaFuseWriteChunk, CltomaFuseWriteChunkEnd, CltomaWhy, Field, HEADER_BYTES, Header, Inode,
+    Ip4, MatoclFuseTimeSync, MatoclFuseTimeSyncWithId, Name, Packet, SessionId, Status, VersionWord, WireError,
     encode_status,
 };
 
@@ -211,6 +212,10 @@ fn handle(master: &Shared, id: u64, header: Header, payload: &[u8]) -> Result<()
             CltomaFuseWriteChunkEnd::TYPE => {
                 let packet = CltomaFuseWriteChunkEnd::decode(payload).map_err(bad)?;
                 data::write_chunk_end(&mut request, &packet);
+                return Ok(());
+            }
+            CltomaWhy::TYPE => {
+                why::answer(&mut request, &CltomaWhy::decode(payload).map_err(bad)?);
                 return Ok(());
             }
             _ => {}

@@ -1,7 +1,7 @@
 //! Choosing servers for a new chunk. Spec 41, 6.
 
-use wire::Status;
 use wire::limits::CHUNK_BYTES;
+use wire::{Ip4, Status};
 
 use super::{Chunks, HeavyLoad, Labels, Mode, ServerId};
 
@@ -11,10 +11,16 @@ const CHUNKS_KEPT_PER_WRITE: u64 = 10;
 const WEIGHT_OF_WORK: f64 = 1000.0;
 
 impl Chunks {
-    /// Servers for `copies` copies of a new chunk, fewer if there are fewer.
+    /// Servers for `copies` copies of a new chunk, fewer if there are fewer. `client`: who will write it.
     ///
     /// Errors: EAGAIN (only overloaded ones, or not all servers are known yet), NOSPACE, NOCHUNKSERVERS.
-    pub fn choose(&mut self, copies: usize, labels: Option<&Labels>, now: u32) -> Result<Vec<ServerId>, Status> {
+    pub fn choose(
+        &mut self,
+        copies: usize,
+        labels: Option<&Labels>,
+        client: Ip4,
+        now: u32,
+    ) -> Result<Vec<ServerId>, Status> {
         let (candidates, overloaded) = self.candidates();
         if candidates.is_empty() {
             return Err(if overloaded > 0 || !self.all_data_known(now) {
@@ -29,6 +35,13 @@ impl Chunks {
             return Err(Status::EAGAIN);
         }
         let mut ordered = self.in_order_of_use(candidates);
+        if self.settings.creations_near > 0 {
+            // Step 6; the sort keeps the order within each half.
+            ordered.sort_by_key(|id| {
+                let distance = self.servers.get(*id).map_or(u32::MAX, |s| self.topology.distance(s.ip, client));
+                distance >= self.settings.creations_near
+            });
+        }
         if let Some(labels) = labels {
             ordered = self.matching(labels, ordered, overloaded, copies)?;
         }
@@ -103,7 +116,7 @@ impl Chunks {
         copies: usize,
     ) -> Result<Vec<ServerId>, Status> {
         let mut chosen: Vec<ServerId> =
-            labels.assign(&self.servers, &ordered).into_iter().flatten().map(|index| ordered[index]).collect();
+            self.assign(labels, &ordered).into_iter().flatten().map(|index| ordered[index]).collect();
         let could_wait = chosen.len() < copies && chosen.len() + overloaded >= copies;
         match labels.mode {
             Mode::Strict | Mode::Standard if could_wait => return Err(Status::EAGAIN),

@@ -92,7 +92,7 @@ impl Chunks {
             .filter_map(|id| self.servers.get(id))
             .map(|server| Location { ip: server.ip, port: server.port, version: server.version, labels: server.labels })
             .collect();
-        locations.sort_by_key(|location| location.ip != client);
+        locations.sort_by_key(|location| self.topology.distance(location.ip, client));
         locations.truncate(LOCATIONS_MAX);
         Ok(locations)
     }

@@ -48,7 +48,7 @@ pub(super) struct Copy {
 
 /// What runs on the copies of a chunk. Spec 41, 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub(super) enum Operation {
+pub enum Operation {
     #[default]
     None,
     Create,
@@ -65,7 +65,7 @@ pub(super) enum Operation {
 }
 
 /// The volatile state of one chunk.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Record {
     /// Few; in order of arrival.
     pub(super) copies: Vec<Copy>,
@@ -167,6 +167,23 @@ impl Record {
 
     pub(super) fn usable_servers(&self) -> Vec<ServerId> {
         self.copies.iter().filter(|copy| copy.state.is_usable()).map(|copy| copy.server).collect()
+    }
+
+    /// Servers with a good copy on a disk that stays.
+    pub(super) fn valid_servers(&self) -> Vec<ServerId> {
+        self.copies.iter().filter(|copy| copy.state == CopyState::VALID).map(|copy| copy.server).collect()
+    }
+
+    /// Without an operation nothing is under way that could answer: what such a copy holds is not known.
+    pub(super) fn give_up_busy(&mut self) {
+        if self.operation != Operation::None {
+            return;
+        }
+        for copy in &mut self.copies {
+            if copy.state.kind == CopyKind::Busy {
+                copy.state = copy.state.with(CopyKind::Invalid);
+            }
+        }
     }
 
     pub(super) fn any_busy(&self) -> bool {

@@ -1,7 +1,5 @@
 //! Which servers a storage class allows. Spec 41, 7.
 
-use super::{ServerId, Servers};
-
 /// One wanted copy: the server's labels must contain all bits of some mask. No masks = any server.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct LabelMask(pub Vec<u32>);
@@ -34,35 +32,51 @@ impl Labels {
     }
 
     /// Assigns a server to as many wanted copies as possible (maximum matching by augmenting paths; earlier
-    /// candidates are preferred). Returns for each wanted copy the index of its candidate.
-    pub(super) fn assign(&self, servers: &Servers, candidates: &[ServerId]) -> Vec<Option<usize>> {
-        let labels: Vec<u32> = candidates.iter().map(|&id| servers.get(id).map_or(0, |server| server.labels)).collect();
-        let mut holder: Vec<Option<usize>> = vec![None; candidates.len()];
+    /// candidates are preferred), at most one of each group. Returns for each wanted copy the index of its candidate.
+    pub(super) fn assign(&self, candidates: &[Candidate]) -> Vec<Option<usize>> {
+        let mut groups: Vec<u64> = Vec::with_capacity(candidates.len());
+        let mut members: Vec<Vec<usize>> = Vec::with_capacity(candidates.len());
+        for (index, candidate) in candidates.iter().enumerate() {
+            match groups.iter().position(|group| *group == candidate.group) {
+                Some(known) => members[known].push(index),
+                None => {
+                    groups.push(candidate.group);
+                    members.push(vec![index]);
+                }
+            }
+        }
+        let mut holder: Vec<Option<(usize, usize)>> = vec![None; members.len()];
         for wanted in 0..self.copies.len() {
-            let mut seen = vec![false; candidates.len()];
-            self.augment(wanted, &labels, &mut holder, &mut seen);
+            let mut seen = vec![false; members.len()];
+            self.augment(wanted, candidates, &members, &mut holder, &mut seen);
         }
         let mut assigned = vec![None; self.copies.len()];
-        for (candidate, wanted) in holder.iter().enumerate() {
-            if let Some(wanted) = wanted {
-                assigned[*wanted] = Some(candidate);
-            }
+        for (wanted, candidate) in holder.into_iter().flatten() {
+            assigned[wanted] = Some(candidate);
         }
         assigned
     }
 
-    fn augment(&self, wanted: usize, labels: &[u32], holder: &mut [Option<usize>], seen: &mut [bool]) -> bool {
-        for candidate in 0..labels.len() {
-            if seen[candidate] || !self.copies[wanted].matches(labels[candidate]) {
+    fn augment(
+        &self,
+        wanted: usize,
+        candidates: &[Candidate],
+        members: &[Vec<usize>],
+        holder: &mut [Option<(usize, usize)>],
+        seen: &mut [bool],
+    ) -> bool {
+        for group in 0..members.len() {
+            let fits = |&&index: &&usize| self.copies[wanted].matches(candidates[index].labels);
+            let Some(&candidate) = members[group].iter().find(fits) else { continue };
+            if std::mem::replace(&mut seen[group], true) {
                 continue;
             }
-            seen[candidate] = true;
-            let free = match holder[candidate] {
+            let free = match holder[group] {
                 None => true,
-                Some(other) => self.augment(other, labels, holder, seen),
+                Some((other, _)) => self.augment(other, candidates, members, holder, seen),
             };
             if free {
-                holder[candidate] = Some(wanted);
+                holder[group] = Some((wanted, candidate));
                 return true;
             }
         }
@@ -70,30 +84,37 @@ impl Labels {
     }
 }
 
+/// A server that could take a copy, as far as the assignment goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Candidate {
+    pub(super) labels: u32,
+    /// Only one server of a group gets a copy. CHUNKS_UNIQUE_MODE.
+    pub(super) group: u64,
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::{Server, Space};
     use super::*;
-    use wire::{Ip4, VersionWord};
 
     #[test]
     fn every_wanted_label_that_can_be_served_is_served() {
-        let mut servers = Servers::default();
-        for (slot, labels) in [(1, 0b001), (2, 0b011), (3, 0b100)] {
-            let space = Space { used: 0, total: 1, chunks: 0, tdused: 0, tdtotal: 0, tdchunks: 0 };
-            let mut server = Server::new(slot, Ip4(0), 0, VersionWord::OURS, space);
-            server.labels = labels;
-            servers.insert(ServerId(slot), server);
-        }
-        let candidates = [ServerId(2), ServerId(1), ServerId(3)];
-        let check = |masks: &[&[u32]], expected: &[Option<usize>]| {
+        let check = |candidates: &[(u32, u64)], masks: &[&[u32]], expected: &[Option<usize>]| {
             let copies = masks.iter().map(|mask| LabelMask(mask.to_vec())).collect();
-            let assigned = Labels { mode: Mode::Standard, copies }.assign(&servers, &candidates);
-            assert_eq!(assigned, expected);
+            let candidates: Vec<Candidate> =
+                candidates.iter().map(|&(labels, group)| Candidate { labels, group }).collect();
+            let assigned = Labels { mode: Mode::Standard, copies }.assign(&candidates);
+            assert_eq!(assigned, expected, "{masks:?}");
         };
-        // A can be 1 or 2, B only 2: B must not lose its only server to A.
-        check(&[&[0b001], &[0b010]], &[Some(1), Some(0)]);
-        check(&[&[0b010], &[0b010]], &[Some(0), None]);
-        check(&[&[], &[0b100, 0b1000]], &[Some(0), Some(2)]);
+        let three = [(0b011, 1), (0b001, 2), (0b100, 3)];
+        // A can be the first or the second, B only the first: B must not lose its only server to A.
+        check(&three, &[&[0b001], &[0b010]], &[Some(1), Some(0)]);
+        check(&three, &[&[0b010], &[0b010]], &[Some(0), None]);
+        check(&three, &[&[], &[0b100, 0b1000]], &[Some(0), Some(2)]);
+        // Two servers of one machine: one copy between them, by the one that fits.
+        let two_on_one = [(0b001, 1), (0b010, 1), (0b001, 2)];
+        check(&two_on_one, &[&[], &[]], &[Some(2), Some(0)]);
+        check(&two_on_one, &[&[0b010], &[0b001]], &[Some(1), Some(2)]);
+        check(&two_on_one, &[&[0b010], &[0b010]], &[Some(1), None]);
+        check(&two_on_one, &[&[], &[], &[]], &[Some(2), Some(0), None]);
     }
 }

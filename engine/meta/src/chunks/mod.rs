@@ -15,9 +15,12 @@
 mod choose;
 mod client;
 mod copies;
+mod decision;
+mod explain;
 pub mod identity;
 mod labels;
 mod operations;
+mod pace;
 mod planner;
 mod reports;
 mod rescue;
@@ -27,19 +30,23 @@ mod simulation;
 mod table;
 #[cfg(test)]
 mod tests;
+mod topology;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use wire::{ChunkId, Ip4, Status, Version};
 
 pub use client::WriteStep;
-pub use copies::{Census, CopyKind, CopyState};
+pub use copies::{Census, CopyKind, CopyState, Operation};
+pub use decision::{Copying, Decision, Instead, Obstacle, Refusal, Rest};
+pub use explain::Explanation;
 pub use labels::{LabelMask, Labels, Mode};
 pub use operations::Answered;
 pub use planner::{QUEUES, Queue};
 pub use reports::ReportOutcome;
 pub use servers::{HeavyLoad, Server, ServerId, Servers, Space};
 pub use table::labels_of;
+pub use topology::Topology;
 
 use copies::Record;
 
@@ -98,6 +105,22 @@ pub struct Settings {
     /// Difference of usage, as a fraction, from which chunks are moved.
     pub acceptable_difference: f64,
     pub queue_length: usize,
+    /// New chunks go first to servers nearer than this to their writer; 0 = no matter. CREATIONS_RESPECT_TOPOLOGY.
+    pub creations_near: u32,
+    /// 1: copies are made from the nearest source; 2: and rather in racks that have one. REPLICATIONS_RESPECT_TOPOLOGY.
+    pub replications_near: u8,
+    /// CHUNKS_UNIQUE_MODE.
+    pub unique: Unique,
+}
+
+/// What no two copies of a chunk shall share, as far as there are servers enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Unique {
+    #[default]
+    No,
+    Address,
+    /// A server without a rack is one of its own.
+    Rack,
 }
 
 impl Default for Settings {
@@ -113,6 +136,9 @@ impl Default for Settings {
             sweep_seconds: 300,
             acceptable_difference: 0.01,
             queue_length: 1_000_000,
+            creations_near: 0,
+            replications_near: 0,
+            unique: Unique::No,
         }
     }
 }
@@ -235,12 +261,15 @@ pub struct Statistics {
 struct Replication {
     source: ServerId,
     version: Version,
+    /// Unix seconds.
+    started: u32,
 }
 
 /// The volatile half of chunk management. See the module's header.
 #[derive(Debug)]
 pub struct Chunks {
     settings: Settings,
+    topology: Topology,
     servers: Servers,
     records: BTreeMap<ChunkId, Record>,
     queues: [VecDeque<ChunkId>; QUEUES],
@@ -265,6 +294,8 @@ pub struct Chunks {
     receiving_new_until: u32,
     receiving_lost_until: u32,
     started: u32,
+    /// Seconds of ticks since then, with their fractions: what paces are measured by.
+    clock: f64,
     last_disconnect: u32,
     /// Known servers that are not connected, and how many of these are in maintenance.
     absent_servers: usize,
@@ -282,6 +313,7 @@ impl Chunks {
     pub fn new(settings: Settings, now: u32, seed: u64) -> Chunks {
         Chunks {
             settings,
+            topology: Topology::default(),
             servers: Servers::default(),
             records: BTreeMap::new(),
             queues: std::array::from_fn(|_| VecDeque::new()),
@@ -297,6 +329,7 @@ impl Chunks {
             receiving_new_until: 0,
             receiving_lost_until: 0,
             started: now,
+            clock: 0.0,
             last_disconnect: 0,
             absent_servers: 0,
             absent_in_maintenance: 0,
@@ -310,6 +343,11 @@ impl Chunks {
 
     pub fn settings_mut(&mut self) -> &mut Settings {
         &mut self.settings
+    }
+
+    /// Who is near whom, from now on.
+    pub fn set_topology(&mut self, topology: Topology) {
+        self.topology = topology;
     }
 
     pub fn servers(&self) -> &Servers {
@@ -327,6 +365,11 @@ impl Chunks {
     /// Copies of chunks that the namespace does not know: chunk, server, version.
     pub fn quarantined(&self) -> impl Iterator<Item = (ChunkId, ServerId, Version)> + '_ {
         self.quarantine.iter().map(|(&(chunk, server), &version)| (chunk, server, version))
+    }
+
+    /// The same, from one chunk on.
+    pub fn quarantined_from(&self, first: ChunkId) -> impl Iterator<Item = (ChunkId, ServerId, Version)> + '_ {
+        self.quarantine.range((first, ServerId(0))..).map(|(&(chunk, server), &version)| (chunk, server, version))
     }
 
     /// Chunks waiting in each queue, most urgent first.
@@ -359,10 +402,7 @@ impl Chunks {
 
     /// Servers are registering, reporting or being removed: the view is not complete. Spec 41, 2.
     pub fn in_progress(&self, now: u32) -> bool {
-        self.servers.registering() > 0
-            || !self.departing.is_empty()
-            || now < self.receiving_new_until
-            || now < self.receiving_lost_until
+        self.incomplete(now).is_some()
     }
 
     /// All that any server could report is known. Spec 41, 2, "csalldata".

@@ -291,6 +291,11 @@ impl Chunks {
         now: u32,
         effects: &mut Effects,
     ) {
+        let clock = self.clock;
+        let replication = self.replications.get(&(chunk, server)).copied();
+        if let (Some(replication), Status::OK) = (replication, status) {
+            self.servers.copy_completed(replication.source, server, clock);
+        }
         let Some(replication) = self.take_replication(chunk, server) else {
             effects.push(Effect::Notice(Notice::UnexpectedAnswer { server, chunk }));
             return;
@@ -346,6 +351,14 @@ impl Chunks {
         let replication = self.replications.remove(&(chunk, target))?;
         self.servers.lower(target, |server| &mut server.replications_in);
         self.servers.lower(replication.source, |server| &mut server.replications_out);
+        // What comes next is measured from here, whatever became of this one.
+        let clock = self.clock;
+        if let Some(server) = self.servers.get_mut(target) {
+            server.pace_in.skip(clock);
+        }
+        if let Some(server) = self.servers.get_mut(replication.source) {
+            server.pace_out.skip(clock);
+        }
         Some(replication)
     }
 }

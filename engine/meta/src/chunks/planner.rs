@@ -12,9 +12,9 @@ use std::time::Duration;
 use wire::{ChunkId, Version};
 
 use super::copies::{Census, CopyKind, CopyState, Operation};
+use super::decision::{Class, Copying, Decision, Instead};
 use super::{
-    Chunks, Command, DELETED_REMEMBERED_MAX, Effect, Effects, Facts, LOCK_SECONDS, Mode, Notice, Replication, ServerId,
-    Table,
+    Chunks, Command, DELETED_REMEMBERED_MAX, Effect, Effects, Facts, LOCK_SECONDS, Notice, Replication, ServerId, Table,
 };
 
 /// Why a chunk needs work, most urgent first. Spec 41, 8.2.
@@ -73,16 +73,12 @@ impl Chunks {
     /// `elapsed`: since the last tick. Call it some tens of times per second.
     pub fn tick(&mut self, table: &impl Table, now: u32, elapsed: Duration, effects: &mut Effects) {
         self.stale.clear();
+        self.clock += elapsed.as_secs_f64();
         if self.walk_departing(table, now, effects) {
             return;
         }
         self.expire_replications(table, now, effects);
-        let waiting = self.in_progress(now)
-            || now < self.started.saturating_add(self.settings.delay_init_seconds)
-            || (self.last_disconnect != 0
-                && now < self.last_disconnect.saturating_add(self.settings.delay_disconnect_seconds))
-            || self.servers.is_empty();
-        if waiting {
+        if self.rest(now).is_some() {
             return;
         }
         let budget = (f64::from(self.settings.examined_per_second) * elapsed.as_secs_f64()).ceil() as usize;
@@ -95,12 +91,12 @@ impl Chunks {
     /// Queues the chunk if it needs work.
     pub(super) fn review(&mut self, chunk: ChunkId, table: &impl Table, now: u32) {
         let Some(facts) = table.facts(chunk) else { return };
-        let labels_violated = |record: &super::copies::Record| self.labels_violated(chunk, record, table);
         let Some(record) = self.records.get(&chunk) else { return };
-        if record.operation != Operation::None || (facts.locked_to != 0 && facts.locked_to >= now) {
+        if record.operation != Operation::None || facts.is_locked(now) {
             return;
         }
-        let Some(queue) = classify(&facts, record.census(), || labels_violated(record)) else { return };
+        let misplaced = || self.misplaced(self.rule(chunk, table).as_ref(), record);
+        let Some(queue) = classify(&facts, record.census(), misplaced) else { return };
         if record.queued.is_some_and(|queued| queued <= queue) {
             return;
         }
@@ -189,72 +185,78 @@ impl Chunks {
             return Progress::Blocked;
         }
         self.forget_departed(chunk);
-        let Some(facts) = table.facts(chunk) else {
+        let facts = table.facts(chunk);
+        if facts.is_some_and(|facts| !facts.is_locked(now)) {
+            if self.records.get(&chunk).is_some_and(|record| record.write_in_progress) {
+                // A lock that ran out: the writer never said how far it came.
+                self.write_ended(chunk);
+                if let Some(record) = self.records.get_mut(&chunk) {
+                    record.needs_version_increase = true;
+                }
+            }
+            if let Some(record) = self.records.get_mut(&chunk) {
+                record.give_up_busy();
+            }
+        }
+        let mut random = self.random.clone();
+        let decision = self.decide(chunk, self.records.get(&chunk), table, now, &mut random);
+        self.random = random;
+        let Some(facts) = facts else {
             self.forsake(chunk);
             return Progress::Done;
         };
-        let locked = facts.locked_to != 0 && facts.locked_to >= now;
-        if locked {
-            return Progress::Done;
-        }
-        if self.records.get(&chunk).is_some_and(|record| record.write_in_progress) {
-            // A lock that ran out: the writer never said how far it came.
-            self.write_ended(chunk);
-            if let Some(record) = self.records.get_mut(&chunk) {
+        self.carry_out(decision, chunk, &facts, now, effects)
+    }
+
+    fn carry_out(
+        &mut self,
+        decision: Decision,
+        chunk: ChunkId,
+        facts: &Facts,
+        now: u32,
+        effects: &mut Effects,
+    ) -> Progress {
+        match decision {
+            Decision::Unknown | Decision::Locked { .. } | Decision::Operating(_) | Decision::AsWanted => Progress::Done,
+            Decision::RemoveRecord => {
+                self.remove_if_unused(chunk, facts, now, effects);
+                Progress::Done
+            }
+            Decision::DeleteUnused => self.delete_unused(chunk, facts, effects),
+            Decision::Adopt(version) => {
+                self.stale.insert(chunk);
+                effects.push(Effect::SetVersion { chunk, version });
+                effects.push(Effect::Notice(Notice::VersionAdopted { chunk, from: facts.version, to: version }));
+                effects.push(Effect::Wake { chunk });
+                self.adopt_version(chunk, version);
+                Progress::Done
+            }
+            Decision::NoCopies | Decision::Unavailable => {
+                let other_copies = self.census(chunk).all();
+                effects.push(Effect::Notice(Notice::Unavailable { chunk, other_copies }));
+                self.rescue(chunk, facts, now, effects);
+                Progress::Done
+            }
+            Decision::Replicate(Copying { source, target, .. }) => {
+                let record = self.records.get_mut(&chunk).expect("its copies were just looked at");
+                record.set(target, CopyState::VALID.with(CopyKind::Busy));
+                record.operation = Operation::Replicate { deadline: now.saturating_add(LOCK_SECONDS) };
                 record.needs_version_increase = true;
+                self.operating.insert(chunk);
+                self.send_replication(chunk, facts.version, (source, target), now, effects);
+                Progress::Done
             }
-        }
-        let Some(record) = self.records.get_mut(&chunk) else {
-            if facts.files == 0 {
-                self.remove_if_unused(chunk, &facts, now, effects);
-            } else {
-                effects.push(Effect::Notice(Notice::Unavailable { chunk, other_copies: 0 }));
-            }
-            return Progress::Done;
-        };
-        if record.operation != Operation::None {
-            return Progress::Done;
-        }
-        for copy in &mut record.copies {
-            if copy.state.kind == CopyKind::Busy {
-                copy.state = copy.state.with(CopyKind::Invalid); // nothing is under way that could answer
-            }
-        }
-        let census = record.census();
-        if facts.files == 0 {
-            return self.delete_unused(chunk, &facts, now, effects);
-        }
-        if census.usable() == 0 {
-            self.adopt_neighbour_version(chunk, &facts, census, now, effects);
-            return Progress::Done;
-        }
-        let goal = usize::from(facts.goal);
-        let wrong = census.valid >= goal && {
-            let record = &self.records[&chunk];
-            self.labels_violated(chunk, record, table)
-        };
-        if census.valid < goal || wrong {
-            let progress = self.replicate(chunk, &facts, census, table, now, effects);
-            if progress == Progress::Done {
-                return progress;
-            }
-            // Nowhere to go: a bad copy may be what stands in the way.
-            if !wrong && self.no_server_left(chunk) {
-                if census.wrong_version + census.invalid > 0 {
-                    self.delete_bad(chunk, effects);
-                } else {
-                    self.make_room_on_marked(chunk, census, effects);
+            Decision::Stuck { instead, .. } => {
+                match instead {
+                    None => {}
+                    Some(Instead::DeleteBad) => drop(self.delete_bad(chunk, effects)),
+                    Some(Instead::MakeRoom(server)) => drop(self.delete(chunk, server, Version::ANY, effects)),
                 }
+                Progress::Blocked
             }
-            return progress;
+            Decision::DeleteBad => self.delete_bad(chunk, effects),
+            Decision::DeleteSurplus(servers) => self.delete_surplus(chunk, &servers, effects),
         }
-        if census.wrong_version + census.invalid > 0 {
-            return self.delete_bad(chunk, effects);
-        }
-        if census.valid > goal {
-            return self.delete_surplus(chunk, goal, table, effects);
-        }
-        Progress::Done
     }
 
     /// The namespace knows the chunk no more, though copies are known: they are kept, unless the deletion was seen.
@@ -271,8 +273,7 @@ impl Chunks {
 
     fn remove_if_unused(&mut self, chunk: ChunkId, facts: &Facts, now: u32, effects: &mut Effects) {
         let empty = self.records.get(&chunk).is_none_or(|r| r.copies.is_empty() && r.operation == Operation::None);
-        let locked = facts.locked_to != 0 && facts.locked_to >= now;
-        if facts.files == 0 && empty && !locked && self.all_data_known(now) && self.stale.insert(chunk) {
+        if facts.files == 0 && empty && !facts.is_locked(now) && self.all_data_known(now) && self.stale.insert(chunk) {
             self.records.remove(&chunk);
             self.remember_deleted(chunk);
             effects.push(Effect::RemoveRecord { chunk, version: facts.version });
@@ -280,12 +281,8 @@ impl Chunks {
     }
 
     /// No file wants the chunk: every copy goes. Spec 41, 8.3, step 6.
-    fn delete_unused(&mut self, chunk: ChunkId, facts: &Facts, now: u32, effects: &mut Effects) -> Progress {
+    fn delete_unused(&mut self, chunk: ChunkId, facts: &Facts, effects: &mut Effects) -> Progress {
         let copies = self.records[&chunk].copies.clone();
-        if copies.is_empty() {
-            self.remove_if_unused(chunk, facts, now, effects);
-            return Progress::Done;
-        }
         let mut progress = Progress::Done;
         for copy in copies {
             let version = match copy.state.kind {
@@ -317,56 +314,14 @@ impl Chunks {
         progress
     }
 
-    /// More copies than wanted: those on the fullest servers go. Spec 41, 8.3, step 7.1.
-    fn delete_surplus(&mut self, chunk: ChunkId, goal: usize, table: &impl Table, effects: &mut Effects) -> Progress {
-        let record = &self.records[&chunk];
-        let mut held: Vec<ServerId> =
-            record.copies.iter().filter(|copy| copy.state == CopyState::VALID).map(|copy| copy.server).collect();
-        let mut surplus = held.len().saturating_sub(goal);
-        held.sort_by(|a, b| {
-            let usage = |id: &ServerId| self.servers.get(*id).map_or(0.0, |server| server.usage());
-            usage(b).total_cmp(&usage(a))
-        });
-        let needed: Vec<ServerId> = match table.labels(chunk) {
-            // The emptier servers are preferred for the matching, so the fuller ones are free to go.
-            Some(labels) => {
-                let preferred: Vec<ServerId> = held.iter().rev().copied().collect();
-                labels.assign(&self.servers, &preferred).into_iter().flatten().map(|index| preferred[index]).collect()
-            }
-            None => Vec::new(),
-        };
-        let mut progress = Progress::Done;
-        for server in held {
-            if surplus == 0 {
-                break;
-            }
-            if needed.contains(&server) || self.servers.get(server).is_none_or(|server| server.spared()) {
-                continue;
-            }
+    fn delete_surplus(&mut self, chunk: ChunkId, servers: &[ServerId], effects: &mut Effects) -> Progress {
+        for &server in servers {
             if !self.delete(chunk, server, Version::ANY, effects) {
-                progress = Progress::Blocked;
-                break;
+                return Progress::Blocked;
             }
             self.statistics.deleted_overgoal += 1;
-            surplus -= 1;
         }
-        progress
-    }
-
-    /// Every server has the chunk already, some on a disk marked for removal: one such copy makes room for a regular
-    /// one, as long as two good ones stay. Spec 41, 8.3, step 7.2.
-    fn make_room_on_marked(&mut self, chunk: ChunkId, census: Census, effects: &mut Effects) {
-        if census.valid + census.valid_marked < 3 {
-            return;
-        }
-        let marked = self.records[&chunk].copies.iter().find(|copy| {
-            copy.state.kind == CopyKind::Valid
-                && copy.state.marked
-                && self.servers.get(copy.server).is_some_and(|server| !server.almost_full())
-        });
-        if let Some(server) = marked.map(|copy| copy.server) {
-            self.delete(chunk, server, Version::ANY, effects);
-        }
+        Progress::Done
     }
 
     /// Sends a deletion if the server's limit allows it. Returns whether it did.
@@ -400,178 +355,25 @@ impl Chunks {
         }
     }
 
-    /// No good copy, but copies one version off: a crash came between the servers and the journal. Their version
-    /// becomes the chunk's, in two cases. Spec 41, 8.3, step 2b, and stricter:
-    ///
-    /// - higher: the servers went on, the journal lost it. Nobody has anything newer.
-    /// - lower: the journal went on and the servers may never have heard of it. Only if the last master ended just
-    ///   then, no copy of the present version was seen since, none is damaged, no server is missing, and there are as
-    ///   many as wanted; else these may be old bytes, and an error is better.
-    fn adopt_neighbour_version(
-        &mut self,
-        chunk: ChunkId,
-        facts: &Facts,
-        census: Census,
-        now: u32,
-        effects: &mut Effects,
-    ) {
-        let record = &self.records[&chunk];
-        let best = record.copies.iter().filter_map(|copy| match copy.state.kind {
-            CopyKind::WrongVersion(version) => Some(version),
-            _ => None,
-        });
-        let best = best.max();
-        let neighbour = best.filter(|best| best.0.abs_diff(facts.version.0) == 1);
-        let (as_many, all_known) = (census.wrong_version >= usize::from(facts.goal), self.all_data_known(now));
-        let never_raised = self.unfinished.contains(&chunk) && census.invalid == 0;
-        let safe = |best: &Version| match *best > facts.version {
-            true => as_many || all_known,
-            false => as_many && all_known && never_raised,
-        };
-        match neighbour.filter(safe) {
-            Some(version) => {
-                self.stale.insert(chunk);
-                effects.push(Effect::SetVersion { chunk, version });
-                effects.push(Effect::Notice(Notice::VersionAdopted { chunk, from: facts.version, to: version }));
-                effects.push(Effect::Wake { chunk });
-                self.adopt_version(chunk, version);
-            }
-            None => {
-                effects.push(Effect::Notice(Notice::Unavailable { chunk, other_copies: census.all() }));
-                self.rescue(chunk, facts, now, effects);
-            }
-        }
-    }
-
-    /// Makes one more copy. Spec 41, 8.4.
-    fn replicate(
-        &mut self,
-        chunk: ChunkId,
-        facts: &Facts,
-        census: Census,
-        table: &impl Table,
-        now: u32,
-        effects: &mut Effects,
-    ) -> Progress {
-        if self.absent_servers > 0 && self.absent_servers == self.absent_in_maintenance {
-            return Progress::Blocked;
-        }
-        let endangered = census.valid + census.valid_marked == 1;
-        let class = usize::from(!endangered);
-        let Some(target) = self.target(chunk, endangered, class, table, now) else { return Progress::Blocked };
-        let Some(source) = self.source(chunk, class, now) else { return Progress::Blocked };
-        let record = self.records.get_mut(&chunk).expect("its copies were just looked at");
-        record.set(target, CopyState::VALID.with(CopyKind::Busy));
-        record.operation = Operation::Replicate { deadline: now.saturating_add(LOCK_SECONDS) };
-        record.needs_version_increase = true;
-        self.operating.insert(chunk);
-        self.send_replication(chunk, facts.version, source, target, effects);
-        Progress::Done
-    }
-
     fn send_replication(
         &mut self,
         chunk: ChunkId,
         version: Version,
-        source: ServerId,
-        target: ServerId,
+        (source, target): (ServerId, ServerId),
+        now: u32,
         effects: &mut Effects,
     ) {
-        self.replications.insert((chunk, target), Replication { source, version });
+        self.replications.insert((chunk, target), Replication { source, version, started: now });
+        let clock = self.clock;
         if let Some(server) = self.servers.get_mut(target) {
+            server.pace_in.begin(clock, server.replications_in);
             server.replications_in += 1;
         }
         let Some(from) = self.servers.get_mut(source) else { return };
+        from.pace_out.begin(clock, from.replications_out);
         from.replications_out += 1;
         let command = Command::Replicate { chunk, version, source_ip: from.ip, source_port: from.port };
         effects.push(Effect::Send { server: target, command });
-    }
-
-    /// A server for one more copy: without an entry of the chunk, with space, below its limit; by labels if there are
-    /// any. Spec 41, 8.4.
-    fn target(
-        &mut self,
-        chunk: ChunkId,
-        endangered: bool,
-        class: usize,
-        table: &impl Table,
-        now: u32,
-    ) -> Option<ServerId> {
-        let record = self.records.get(&chunk)?;
-        let limit = self.settings.write_replications[class];
-        let mut free: Vec<ServerId> = self
-            .servers
-            .iter()
-            .filter(|(id, server)| {
-                record.copy(*id).is_none()
-                    && server.space.total > 0
-                    && !server.almost_full()
-                    && (endangered || !server.spared())
-                    && below_limit(server.replications_in, limit, *id, now)
-            })
-            .map(|(id, _)| id)
-            .collect();
-        let labels = table.labels(chunk);
-        let held: Vec<ServerId> =
-            record.copies.iter().filter(|c| c.state == CopyState::VALID).map(|copy| copy.server).collect();
-        self.random.shuffle(&mut free);
-        // Spared servers only if there is no other.
-        free.sort_by_key(|id| self.servers.get(*id).is_none_or(|server| server.spared()));
-        let Some(labels) = labels else { return free.first().copied() };
-        let candidates: Vec<ServerId> = held.iter().chain(&free).copied().collect();
-        let assigned = labels.assign(&self.servers, &candidates);
-        let fitting = assigned.iter().flatten().map(|&index| candidates[index]).find(|id| !held.contains(id));
-        match labels.mode {
-            Mode::Strict => fitting,
-            // Copies must exist first; where they belong comes second.
-            Mode::Standard | Mode::Loose if held.len() < labels.copies.len() => {
-                fitting.or_else(|| free.first().copied())
-            }
-            Mode::Standard | Mode::Loose => fitting,
-        }
-    }
-
-    /// A server to copy from: a good copy, preferably on a disk that stays.
-    fn source(&mut self, chunk: ChunkId, class: usize, now: u32) -> Option<ServerId> {
-        let record = self.records.get(&chunk)?;
-        let limit = self.settings.read_replications[class];
-        let mut sources: Vec<(bool, ServerId)> = record
-            .copies
-            .iter()
-            .filter(|copy| copy.state.kind == CopyKind::Valid)
-            .filter(|copy| {
-                self.servers
-                    .get(copy.server)
-                    .is_some_and(|server| below_limit(server.replications_out, limit, copy.server, now))
-            })
-            .map(|copy| (copy.state.marked, copy.server))
-            .collect();
-        self.random.shuffle(&mut sources);
-        sources.sort_by_key(|source| source.0);
-        sources.first().map(|source| source.1)
-    }
-
-    /// Every server with space has an entry of this chunk, good or bad.
-    fn no_server_left(&self, chunk: ChunkId) -> bool {
-        let record = &self.records[&chunk];
-        let valid = record.copies.iter().any(|copy| copy.state.kind == CopyKind::Valid);
-        valid && self.servers.iter().all(|(id, server)| server.almost_full() || record.copy(id).is_some())
-    }
-
-    /// The valid copies do not fit the labels, and some connected server would fit better.
-    fn labels_violated(&self, chunk: ChunkId, record: &super::copies::Record, table: &impl Table) -> bool {
-        let Some(labels) = table.labels(chunk) else { return false };
-        let held: Vec<ServerId> =
-            record.copies.iter().filter(|c| c.state == CopyState::VALID).map(|copy| copy.server).collect();
-        let unmatched = |candidates: &[ServerId]| {
-            labels.assign(&self.servers, candidates).iter().filter(|assigned| assigned.is_none()).count()
-        };
-        let all: Vec<ServerId> = held
-            .iter()
-            .copied()
-            .chain(self.servers.iter().filter(|(id, s)| record.copy(*id).is_none() && !s.almost_full()).map(|s| s.0))
-            .collect();
-        unmatched(&held) > unmatched(&all)
     }
 
     /// Moves a copy from a full server to an empty one. Spec 41, 8.6.
@@ -582,12 +384,22 @@ impl Chunks {
         let (Some(facts), Some(record)) = (table.facts(chunk), self.records.get(&chunk)) else { return };
         let census = record.census();
         let balanced = census.valid == usize::from(facts.goal) && census.all() == census.valid;
-        let busy = record.operation != Operation::None || (facts.locked_to != 0 && facts.locked_to >= now);
-        if facts.files == 0 || !balanced || busy || table.labels(chunk).is_some() {
+        let busy = record.operation != Operation::None || facts.is_locked(now);
+        if facts.files == 0 || !balanced || busy {
             return;
         }
         let usage = |id: ServerId| self.servers.get(id).map_or(0.0, |server| server.usage());
         let source = record.copies.iter().map(|c| c.server).max_by(|a, b| usage(*a).total_cmp(&usage(*b)));
+        let Some(source) = source else { return };
+        // Where a copy may be is not given up for the sake of balance.
+        let labels = self.rule(chunk, table);
+        let fits = |target: ServerId| {
+            labels.as_ref().is_none_or(|labels| {
+                let held = record.valid_servers();
+                let moved: Vec<ServerId> = held.iter().map(|&id| if id == source { target } else { id }).collect();
+                self.unmatched(labels, &moved) <= self.unmatched(labels, &held)
+            })
+        };
         let target = self
             .servers
             .iter()
@@ -595,18 +407,19 @@ impl Chunks {
                 record.copy(*id).is_none() && !server.spared() && !server.almost_full() && server.space.total > 0
             })
             .map(|(id, _)| id)
+            .filter(|&id| fits(id))
             .min_by(|a, b| usage(*a).total_cmp(&usage(*b)));
-        let (Some(source), Some(target)) = (source, target) else { return };
+        let Some(target) = target else { return };
         if self.replications.keys().any(|&(running, _)| running == chunk) {
             return;
         }
         let difference = usage(source) - usage(target);
         let acceptable = self.settings.acceptable_difference;
-        let class = if difference > 1.5 * acceptable { 3 } else { 2 };
-        let (Some(from), Some(to)) = (self.servers.get(source), self.servers.get(target)) else { return };
+        let class = if difference > 1.5 * acceptable { Class::FastRebalance } else { Class::SlowRebalance };
+        let Some(to) = self.servers.get(target) else { return };
         let allowed = difference > acceptable
-            && below_limit(to.replications_in, self.settings.write_replications[class], target, now)
-            && below_limit(from.replications_out, self.settings.read_replications[class], source, now)
+            && self.too_busy_to_take(target, class, now).is_none()
+            && self.too_busy_to_give(source, class, now).is_none()
             // A move must not overshoot: a chunk is a large part of a small disk.
             && difference > 2.0 * f64::from(wire::limits::CHUNK_BYTES) / to.space.total as f64;
         if !allowed {
@@ -615,7 +428,7 @@ impl Chunks {
         if let Some(record) = self.records.get_mut(&chunk) {
             record.needs_version_increase = true;
         }
-        self.send_replication(chunk, facts.version, source, target, effects);
+        self.send_replication(chunk, facts.version, (source, target), now, effects);
     }
 
     /// A replication that is not answered in time is given up; whatever comes of it is not trusted.
@@ -647,8 +460,8 @@ impl Chunks {
     }
 }
 
-/// Which queue, if any. `labels_violated` is asked only when nothing worse is found. Spec 41, 8.2.
-fn classify(facts: &Facts, census: Census, labels_violated: impl FnOnce() -> bool) -> Option<Queue> {
+/// Which queue, if any. `misplaced` is asked only when nothing worse is found. Spec 41, 8.2.
+fn classify(facts: &Facts, census: Census, misplaced: impl FnOnce() -> bool) -> Option<Queue> {
     let goal = usize::from(facts.goal);
     let (valid, marked) = (census.valid, census.valid_marked);
     let bad = census.wrong_version + census.invalid;
@@ -674,12 +487,5 @@ fn classify(facts: &Facts, census: Census, labels_violated: impl FnOnce() -> boo
     if valid > goal {
         return Some(Queue::Overgoal);
     }
-    labels_violated().then_some(Queue::WrongLabel)
-}
-
-/// A fraction of a limit holds in that fraction of seconds. Spec 41, 8.4.
-fn below_limit(running: u32, limit: f64, server: ServerId, now: u32) -> bool {
-    let fraction =
-        (wire::Seed(u64::from(now) << 16 | u64::from(server.0)).next_u64() >> 11) as f64 / (1u64 << 53) as f64;
-    f64::from(running) + fraction < limit
+    misplaced().then_some(Queue::WrongLabel)
 }

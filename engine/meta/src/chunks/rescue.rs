@@ -38,6 +38,11 @@ impl Chunks {
         self.rescues.get(&chunk).is_some_and(|rescue| rescue.next.is_some())
     }
 
+    /// When that will be tried next, Unix seconds.
+    pub(super) fn rescue_time(&self, chunk: ChunkId) -> Option<u32> {
+        self.rescues.get(&chunk)?.next
+    }
+
     /// Looks at the chunks whose time has come.
     pub(super) fn serve_rescues(&mut self, table: &impl Table, now: u32, effects: &mut Effects) {
         let is_due = |rescue: &Rescue| rescue.next.is_some_and(|next| next <= now);

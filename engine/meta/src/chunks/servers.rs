@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use wire::{Ip4, ServerSpace, VersionWord};
 
+use super::pace::{self, Pace};
+
 /// A connected server's slot. Given anew at each registration; not reused while copies of the last holder remain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServerId(pub u16);
@@ -58,6 +60,9 @@ pub struct Server {
     pub replications_in: u32,
     pub replications_out: u32,
     pub deletions: u32,
+    /// Of copies made here, and of copies made from here.
+    pub(super) pace_in: Pace,
+    pub(super) pace_out: Pace,
     /// Weighted round robin of creations. Spec 41, 6, step 4.
     pub(super) since_last_use: u64,
     pub(super) correction: f64,
@@ -82,6 +87,8 @@ impl Server {
             replications_in: 0,
             replications_out: 0,
             deletions: 0,
+            pace_in: Pace::default(),
+            pace_out: Pace::default(),
             since_last_use: 0,
             correction: 0.0,
             first_use: true,
@@ -170,6 +177,19 @@ impl Servers {
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (ServerId, &mut Server)> {
         self.connected.iter_mut().map(|(&id, server)| (id, server))
+    }
+
+    /// A copy from `source` to `target` was completed.
+    pub(super) fn copy_completed(&mut self, source: ServerId, target: ServerId, clock: f64) {
+        let mut of_source = self.connected.get(&source).map(|server| server.pace_out);
+        let mut of_target = self.connected.get(&target).map(|server| server.pace_in);
+        pace::completed(of_source.as_mut(), of_target.as_mut(), clock);
+        if let (Some(pace), Some(server)) = (of_source, self.connected.get_mut(&source)) {
+            server.pace_out = pace;
+        }
+        if let (Some(pace), Some(server)) = (of_target, self.connected.get_mut(&target)) {
+            server.pace_in = pace;
+        }
     }
 
     /// Undo of `replications_out += 1` and the like, for a server that may be gone.

@@ -274,7 +274,7 @@ impl Cluster {
     }
 
     fn create(&mut self, goal: u8) {
-        let Ok(targets) = self.chunks.choose(usize::from(goal), None, self.now) else { return };
+        let Ok(targets) = self.chunks.choose(usize::from(goal), None, Ip4(0), self.now) else { return };
         let chunk = ChunkId(self.durable.next);
         self.durable.next += 1;
         let facts = Facts { version: Version(1), locked_to: self.now + LOCK_SECONDS, files: 1, goal };
@@ -311,7 +311,15 @@ impl Cluster {
         self.apply(effects);
         for _ in 0..3 {
             let mut effects = Vec::new();
+            // What a tick begins with is the end of the walk over lost copies.
+            let rest = self.chunks.rest(self.now).filter(|rest| *rest != Rest::Departing);
             self.chunks.tick(&self.durable, self.now, Duration::from_millis(333), &mut effects);
+            if rest.is_some() {
+                let moves = |command| matches!(command, Command::Replicate { .. } | Command::Delete { .. });
+                let acted =
+                    effects.iter().any(|effect| matches!(effect, Effect::Send { command, .. } if moves(*command)));
+                assert!(!acted, "the planner rests: {rest:?}, {effects:?}");
+            }
             self.apply(effects);
         }
     }

@@ -7,6 +7,8 @@ use wire::{ChunkId, ChunkReport, Ip4, Status, Version, VersionWord};
 
 use super::*;
 
+mod decisions;
+
 const NOW: u32 = 10_000;
 const CHUNK: ChunkId = ChunkId(7);
 
@@ -383,7 +385,7 @@ fn a_new_chunk_goes_to_servers_with_room_in_turn() {
     let mut scene = Scene::new(3, 5, 1);
     let mut uses = [0; 3];
     for _ in 0..30 {
-        for server in scene.chunks.choose(2, None, NOW).unwrap() {
+        for server in scene.chunks.choose(2, None, Ip4(9), NOW).unwrap() {
             uses[usize::from(server.0)] += 1;
         }
     }
@@ -394,7 +396,7 @@ fn a_new_chunk_goes_to_servers_with_room_in_turn() {
         for number in 0..3 {
             change(scene.chunks.servers_mut().get_mut(ServerId(number)).unwrap());
         }
-        let chosen = scene.chunks.choose(2, None, NOW).map(|servers| servers.len());
+        let chosen = scene.chunks.choose(2, None, Ip4(9), NOW).map(|servers| servers.len());
         assert_eq!(chosen, expected);
     };
     check(|_| {}, Ok(2));
@@ -402,9 +404,9 @@ fn a_new_chunk_goes_to_servers_with_room_in_turn() {
     check(|server| server.heavy_load = HeavyLoad::Overloaded, Err(Status::EAGAIN));
     check(|server| server.maintenance = true, Ok(2)); // all spared: then all may
     let mut empty = Scene::new(0, 5, 1);
-    assert_eq!(empty.chunks.choose(1, None, NOW), Err(Status::NOCHUNKSERVERS));
+    assert_eq!(empty.chunks.choose(1, None, Ip4(9), NOW), Err(Status::NOCHUNKSERVERS));
     empty.chunks.set_absent_servers(1, 0);
-    assert_eq!(empty.chunks.choose(1, None, NOW), Err(Status::EAGAIN));
+    assert_eq!(empty.chunks.choose(1, None, Ip4(9), NOW), Err(Status::EAGAIN));
 }
 
 #[test]

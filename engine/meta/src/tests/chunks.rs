@@ -199,3 +199,30 @@ fn slots_are_repaired_or_emptied() {
     assert_eq!(world.ns.file(world.session, file).unwrap(), (file, CHUNK + 10, 0));
     world.check_replay(&mut Vec::new());
 }
+
+#[test]
+fn files_are_archived_when_their_class_says_so_and_they_are_old_enough() {
+    use crate::class::StorageClass;
+    const DAY: u32 = 86_400;
+    let mut world = World::new();
+    let class = StorageClass { name: b"old".to_vec(), arch_delay_days: 2, ..StorageClass::simple_goal(1) };
+    world.ns.class_create(&world.root(), &class).unwrap();
+    let id = world.ns.class_by_name(b"old").unwrap();
+    let change = crate::ClassChange::Class { from: None, to: id };
+    let (aged, other) = (world.file(ROOT, "aged"), world.file(ROOT, "other"));
+    let (chunk, untouched) = (write(&mut world, aged, 0, 1000), write(&mut world, other, 0, 1000));
+    world.ns.set_class(&world.root(), aged, change, 0).unwrap();
+    let archived = |world: &World, chunk: ChunkId| world.ns.chunk(chunk).unwrap().archived;
+    let pass = |world: &mut World, now: u32| (0..10).for_each(|_| world.ns.tick_archive(now.into()));
+    let ctime = world.attr(aged).ctime.seconds();
+    pass(&mut world, ctime + 2 * DAY);
+    assert!(!archived(&world, chunk), "not a second too early");
+    pass(&mut world, ctime + 2 * DAY + 1);
+    assert!(archived(&world, chunk) && !archived(&world, untouched));
+    assert!(world.ns.take_touched_chunks().contains(&chunk), "its copies are looked at");
+    let version = world.ns.version();
+    pass(&mut world, ctime + 3 * DAY);
+    assert_eq!(world.ns.version(), version, "once");
+    check_figures(&mut world.ns);
+    world.check_replay(&mut Vec::new());
+}

@@ -1,0 +1,132 @@
+//! How fast servers copy, as measured, and what that allows.
+//!
+//! CHUNKS_WRITE_REP_LIMIT and CHUNKS_READ_REP_LIMIT count copies, and a copy takes a fast disk a third of a second and a
+//! sick one, or a thin line, a minute. So beside these limits no server gets more than it completes in some seconds: what
+//! is behind that would only wait there, lock its chunk, and be given up. One copy it always may have: that is how it is
+//! measured again.
+//!
+//! Measured is the time from one completed copy to the next while there is work, so it is the bandwidth of a server with
+//! several copies under way, and the latency of one with a single copy. Time comes in with the ticks.
+
+/// As much is put before a server as it completes in this time.
+const AHEAD_SECONDS: f64 = 10.0;
+/// What a slower and a faster copy count against what was known.
+const WEIGHT_SLOWER: f64 = 0.25;
+const WEIGHT_FASTER: f64 = 0.5;
+
+/// One direction of one server.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Pace {
+    /// None: nothing was measured yet.
+    seconds_per_copy: Option<f64>,
+    /// When the copy before was done, or work began.
+    since: f64,
+}
+
+impl Pace {
+    /// A copy begins, beside `running` others.
+    pub(super) fn begin(&mut self, clock: f64, running: u32) {
+        if running == 0 {
+            self.since = clock;
+        }
+    }
+
+    /// A copy ended otherwise: nothing is learned of it.
+    pub(super) fn skip(&mut self, clock: f64) {
+        self.since = clock;
+    }
+
+    pub(super) fn seconds_per_copy(&self) -> Option<f64> {
+        self.seconds_per_copy
+    }
+
+    /// How many copies may be under way, where the settings allow `limit`.
+    pub(super) fn allows(&self, limit: f64) -> f64 {
+        match self.seconds_per_copy {
+            Some(seconds) if seconds > 0.0 => limit.min((AHEAD_SECONDS / seconds).floor().max(1.0)),
+            _ => limit,
+        }
+    }
+
+    /// `seconds` since the copy before. `other_end`: the pace of the server at the other end; if that one is known to be
+    /// slow, a slow copy says nothing of this one.
+    fn learn(&mut self, seconds: f64, other_end: Option<f64>) {
+        self.seconds_per_copy = Some(match self.seconds_per_copy {
+            None => seconds,
+            Some(known) if seconds <= known => known + (seconds - known) * WEIGHT_FASTER,
+            Some(known) if other_end.is_some_and(|other| other > known && other * 2.0 >= seconds) => known,
+            Some(known) => known + (seconds - known) * WEIGHT_SLOWER,
+        });
+    }
+}
+
+/// A copy was completed between two servers.
+pub(super) fn completed(source: Option<&mut Pace>, target: Option<&mut Pace>, clock: f64) {
+    let known = |pace: &Option<&mut Pace>| pace.as_ref().and_then(|pace| pace.seconds_per_copy);
+    let (of_source, of_target) = (known(&source), known(&target));
+    for (pace, other_end) in [(source, of_target), (target, of_source)] {
+        if let Some(pace) = pace {
+            pace.learn((clock - pace.since).max(0.0), other_end);
+            pace.since = clock;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Copies one after the other, each of so many seconds.
+    fn one_by_one(source: &mut Pace, target: &mut Pace, seconds: &[f64]) {
+        let mut clock = 1000.0;
+        for seconds in seconds {
+            source.begin(clock, 0);
+            target.begin(clock, 0);
+            clock += seconds;
+            completed(Some(source), Some(target), clock);
+        }
+    }
+
+    #[test]
+    fn a_server_gets_no_more_than_it_completes_in_ten_seconds() {
+        let check = |seconds: &[f64], limit: f64, expected: f64| {
+            let (mut source, mut target) = (Pace::default(), Pace::default());
+            one_by_one(&mut source, &mut target, seconds);
+            assert_eq!(target.allows(limit), expected, "{seconds:?}");
+        };
+        check(&[], 2.0, 2.0);
+        check(&[0.5; 4], 2.0, 2.0);
+        check(&[0.5; 4], 40.0, 20.0);
+        check(&[4.0], 10.0, 2.0);
+        check(&[30.0], 2.0, 1.0);
+        check(&[30.0], 0.5, 0.5); // less than the settings say, never more
+        check(&[0.0], 2.0, 2.0);
+        check(&[1.0, 1.0, 30.0], 2.0, 1.0); // 8.25 s
+        check(&[30.0, 0.2, 0.2, 0.2, 0.2], 2.0, 2.0); // it got well
+    }
+
+    #[test]
+    fn copies_side_by_side_count_as_what_they_take_together() {
+        let mut pace = Pace::default();
+        (0..4).for_each(|running| pace.begin(0.0, running));
+        for done in 1..=4 {
+            completed(None, Some(&mut pace), f64::from(done) * 2.0);
+        }
+        assert_eq!(pace.seconds_per_copy(), Some(2.0), "four in eight seconds");
+        pace.begin(100.0, 0);
+        completed(None, Some(&mut pace), 102.0);
+        assert_eq!(pace.seconds_per_copy(), Some(2.0), "idle time is not counted");
+    }
+
+    #[test]
+    fn a_slow_server_does_not_slow_down_those_it_works_with() {
+        let (mut quick, mut other, mut slow) = (Pace::default(), Pace::default(), Pace::default());
+        one_by_one(&mut quick, &mut other, &[0.5; 4]);
+        for _ in 0..10 {
+            one_by_one(&mut quick, &mut slow, &[40.0]);
+            one_by_one(&mut quick, &mut other, &[0.5, 0.5]);
+        }
+        assert_eq!(slow.allows(10.0), 1.0);
+        assert_eq!((quick.allows(5.0), other.allows(5.0)), (5.0, 5.0), "{quick:?} {other:?}");
+    }
+}
