@@ -34,7 +34,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use ring::local::Notify;
+use ring::local::{Mutex, Notify};
 use ring::{Listener, Ring, Stream};
 use tracing::{error, info, warn};
 
@@ -67,6 +67,8 @@ pub(crate) struct Master {
     /// The journal was rotated: an image may follow.
     rotated: Notify,
     moves: Moves,
+    /// How often the journal was rotated; whoever has it may change the names of journal files.
+    rotations: Mutex<u32>,
     /// An image is being written.
     saving: Cell<bool>,
     /// The address that answers GET_CONFIG and the like never change at run time; the rest is in `Core`.
@@ -145,8 +147,7 @@ pub async fn run(
     let servers = listen("chunkservers", settings.chunkserver_address)?;
     let loggers = listen("metaloggers", settings.metalogger_address)?;
 
-    let file =
-        JournalFile::new(ring.clone(), settings.data_path.clone(), settings.journals_kept, settings.journal_synced);
+    let file = JournalFile::new(ring.clone(), settings.data_path.clone(), settings.journal_synced);
     let data_path = settings.data_path.clone();
     let now = u32::try_from(ring.wall_micros() / 1_000_000).unwrap_or(u32::MAX);
     let master = Rc::new(Master {
@@ -154,6 +155,7 @@ pub async fn run(
         journal_wake: Notify::new(),
         rotated: Notify::new(),
         moves: Moves::default(),
+        rotations: Mutex::new(0),
         saving: Cell::new(false),
         data_path,
         ring: ring.clone(),
