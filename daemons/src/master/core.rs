@@ -272,6 +272,17 @@ impl Core {
         }
     }
 
+    /// Sends the answer to one who asked for a change. If nothing had to be changed, another's change may be why, and
+    /// that must be durable too: who is told that a name exists, or that a lock is his, takes it for done.
+    pub(super) fn reply_behind_all(&mut self, outbox: &Rc<Outbox>, packet: Vec<u8>) {
+        let version = self.namespace.version();
+        if self.journal.is_durable(version) {
+            outbox.push_owned(packet);
+        } else {
+            self.journal.send_when_durable(version, outbox, packet, None);
+        }
+    }
+
     /// As `reply`; from then on the connection is kept alive.
     pub(super) fn reply_and_keep_alive(&mut self, outbox: &Rc<Outbox>, packet: Vec<u8>, keep_alive: KeepAlive) {
         if self.namespace.journal_is_empty() {

@@ -11,11 +11,11 @@ use std::time::Duration;
 use futures_util::join;
 use meta::{Snapshot, image};
 use ring::{OpenHow, Ring};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 use wire::MetaId;
 
 use super::Shared;
-use super::journal::{FILE_MODE, gone_is_fine};
+use super::journal::{FILE_MODE, gone_is_fine, remove_old};
 
 /// The image of a running master.
 pub(super) const BACK: &str = "metadata.mfs.back";
@@ -28,6 +28,9 @@ pub(crate) const SEEN: &str = ".metadata.seen";
 
 /// While another image is being written.
 const SAVING_WAIT: Duration = Duration::from_millis(20);
+
+/// While the journal is behind the image.
+const JOURNAL_WAIT: Duration = Duration::from_millis(2);
 
 /// What is told of the last image. Spec 70, 4.1.
 #[derive(Clone, Copy, Debug, Default)]
@@ -77,20 +80,38 @@ impl Drop for Saving<'_> {
 async fn save_now(master: &Shared, clean: bool) -> io::Result<()> {
     let now = master.now();
     let began = master.ring.now();
-    let (snapshot, kept) = {
+    let rotations = *master.rotations.lock().await;
+    let (snapshot, kept, journals_kept) = {
         let mut core = master.core.borrow_mut();
-        (core.namespace.freeze(), core.settings.images_kept)
+        (core.namespace.freeze(), core.settings.images_kept, core.settings.journals_kept)
     };
     let version = snapshot.version();
     let seen = write(&master.ring, &master.data_path, snapshot, now).await?;
+    wait_for_journal(master, version).await;
     let moving = master.moves.begin();
     put_in_place(&master.ring, &master.data_path, seen, kept, clean).await?;
+    if let Err(error) = remove_old(master, journals_kept, rotations).await {
+        warn!(%error, "old journal files cannot be removed; the next image tries again");
+    }
     drop(moving);
     let took = began.elapsed(&master.ring);
     info!(version, took_millis = took.as_millis(), "metadata stored");
     master.core.borrow_mut().last_image =
         LastImage { at: now, took_millis: u32::try_from(took.as_millis()).unwrap_or(u32::MAX) };
     Ok(())
+}
+
+/// Until the lines that the image has are durable too: if it were ahead of them at a crash, they would be missing in the
+/// journal for ever, and neither an older image nor a metalogger could go on over the hole. If the journal cannot be
+/// written any more, the image is what saves them.
+async fn wait_for_journal(master: &Shared, version: u64) {
+    let is_behind = || {
+        let journal = &master.core.borrow().journal;
+        !journal.is_durable(version) && !journal.may_stay_behind()
+    };
+    while is_behind() {
+        master.ring.sleep(JOURNAL_WAIT).await;
+    }
 }
 
 /// Writes an image and gives it its name; older ones move on. `clean`: under the name of a clean stop.

@@ -135,6 +135,11 @@ impl Queue {
         }
     }
 
+    /// What is not durable yet may never be: the disk refuses it, or the writer is about to end.
+    pub(super) fn may_stay_behind(&self) -> bool {
+        self.stuck || self.stop
+    }
+
     /// Number of the first line that is not durable.
     pub(super) fn durable(&self) -> u64 {
         self.durable
@@ -211,7 +216,6 @@ pub(super) struct JournalFile {
     folder: PathBuf,
     /// Opened when the first line comes.
     file: Option<Growing>,
-    kept: u32,
     synced: bool,
     /// The device on which the data folder was at the start. Elsewhere nothing is written: the folder below a disk that
     /// is no longer mounted is not the one that the next start reads.
@@ -232,13 +236,12 @@ struct Growing {
 }
 
 impl JournalFile {
-    pub(super) fn new(ring: Ring, folder: PathBuf, kept: u32, synced: bool) -> JournalFile {
-        JournalFile { ring, folder, file: None, kept, synced, device: None, has_lines: false }
+    pub(super) fn new(ring: Ring, folder: PathBuf, synced: bool) -> JournalFile {
+        JournalFile { ring, folder, file: None, synced, device: None, has_lines: false }
     }
 
-    /// A reload may have changed how many files are kept, and how the next one is written.
+    /// A reload may have changed how the next file is written.
     fn follow(&mut self, settings: &Settings) {
-        self.kept = settings.journals_kept;
         if self.file.is_none() {
             self.synced = settings.journal_synced;
         }
@@ -322,18 +325,18 @@ impl JournalFile {
         Ok(Growing { file, inode, lines, allocated: lines, last_page })
     }
 
-    /// N-1 to N, ..., 0 to 1. With nothing to keep the file is removed; one without lines stays, since it would push a
-    /// file with lines out. Spec 51, 3.
-    pub(super) async fn rotate(&mut self) -> io::Result<()> {
+    /// 0 to 1, and those before on by one. None goes: an image that has their lines comes first (`remove_old`). A file
+    /// without lines stays. Returns whether files moved. Spec 51, 3.
+    async fn rotate(&mut self) -> io::Result<bool> {
         let has_lines = match &self.file {
             Some(growing) => growing.lines > 0,
             None => match self.ring.stat(&journal_path(&self.folder, 0)).await {
                 Ok(stat) => stat.size > 0,
-                Err(error) => return gone_is_fine(Err(error)),
+                Err(error) => return gone_is_fine(Err(error)).map(|()| false),
             },
         };
         if !has_lines {
-            return Ok(());
+            return Ok(false);
         }
         // If this fails, the file stays the one that is written: whoever opened it anew would take its zeros for lines.
         if let Some(growing) = &mut self.file {
@@ -345,15 +348,42 @@ impl JournalFile {
         }
         self.file = None;
         self.has_lines = false;
-        if self.kept == 0 {
-            return gone_is_fine(self.ring.unlink(&journal_path(&self.folder, 0)).await);
+        let mut free = 1;
+        while self.ring.stat(&journal_path(&self.folder, free)).await.is_ok() {
+            free += 1;
         }
-        for number in (0..self.kept).rev() {
+        for number in (0..free).rev() {
             let (from, to) = (journal_path(&self.folder, number), journal_path(&self.folder, number + 1));
             gone_is_fine(self.ring.rename(&from, &to).await)?;
         }
-        self.ring.sync_dir(&self.folder).await
+        self.ring.sync_dir(&self.folder).await?;
+        Ok(true)
     }
+}
+
+/// Another file is begun. With the names to itself: see `remove_old`.
+async fn rotate(master: &Shared, file: &mut JournalFile) -> io::Result<()> {
+    let mut rotations = master.rotations.lock().await;
+    let _moving = master.moves.begin();
+    if file.rotate().await? {
+        *rotations += 1;
+    }
+    Ok(())
+}
+
+/// Removes journal files beyond those that are to be kept, now that an image is safe. `rotations`: how many there had
+/// been when the image's state was taken. Files that were the newest since then stay, since the image may lack their
+/// lines; without it a crash would lose them.
+pub(super) async fn remove_old(master: &Shared, kept: u32, rotations: u32) -> io::Result<()> {
+    let now = master.rotations.lock().await;
+    let first = kept.saturating_add(now.wrapping_sub(rotations)).saturating_add(1);
+    for number in first.. {
+        match master.ring.unlink(&journal_path(&master.data_path, number)).await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            removed => removed?,
+        }
+    }
+    Ok(())
 }
 
 impl Growing {
@@ -463,12 +493,10 @@ pub(super) async fn write_journal(master: Shared, mut file: JournalFile) {
             continue;
         }
         if rotate {
-            let moving = master.moves.begin();
-            match file.rotate().await {
+            match self::rotate(&master, &mut file).await {
                 Ok(()) => info!("journal rotated"),
                 Err(error) => error!(%error, "cannot rotate the journal"),
             }
-            drop(moving);
             let mut core = master.core.borrow_mut();
             core.journal.file_bytes = None;
             core.loggers.rotated();
@@ -556,7 +584,7 @@ async fn put_in_order(file: &mut JournalFile, master: &Shared) -> io::Result<()>
     if !is_continued || !has_image {
         warn!("the lines before are not in the data folder any more; an image of the present is stored there");
         if !bytes.is_empty() {
-            file.rotate().await?;
+            rotate(master, file).await?;
         }
         return images::save(master, false).await;
     }

@@ -41,7 +41,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use meta::chunks::Topology;
-use ring::local::Notify;
+use ring::local::{Mutex, Notify};
 use ring::{JoinHandle, Listener, Ring, Stream};
 use tracing::{error, info, warn};
 use wire::Time;
@@ -77,6 +77,8 @@ pub(crate) struct Master {
     /// The journal was rotated: an image may follow.
     rotated: Notify,
     moves: Moves,
+    /// How often the journal was rotated; whoever has it may change the names of journal files.
+    rotations: Mutex<u32>,
     /// An image is being written.
     saving: Cell<bool>,
     /// What went over the clients' connections.
@@ -169,8 +171,7 @@ pub async fn run(
         listeners.push((port, (port.address)(&settings), port.listen(&ring, &settings)?));
     }
 
-    let file =
-        JournalFile::new(ring.clone(), settings.data_path.clone(), settings.journals_kept, settings.journal_synced);
+    let file = JournalFile::new(ring.clone(), settings.data_path.clone(), settings.journal_synced);
     let data_path = settings.data_path.clone();
     let now = u32::try_from(ring.wall_micros() / 1_000_000).unwrap_or(u32::MAX);
     let master = Rc::new(Master {
@@ -178,6 +179,7 @@ pub async fn run(
         journal_wake: Notify::new(),
         rotated: Notify::new(),
         moves: Moves::default(),
+        rotations: Mutex::new(0),
         saving: Cell::new(false),
         traffic: Rc::default(),
         data_path,

@@ -154,17 +154,20 @@ async fn decide(
     Ok(plan)
 }
 
-/// A new file system, with an image from the start.
+/// A new file system, with an image from the start. At whatever moment this ends, a start finds what asked for it, or
+/// the image in its place, which has everything; the journal's file comes last.
 async fn make_new(ring: &Ring, settings: &Settings) -> Result<Loaded, MasterError> {
     let now = u32::try_from(ring.wall_micros() / 1_000_000).unwrap_or(u32::MAX);
     let metaid = MetaId(u64::from(now) << 32 | (ring.random_u64() & 0xFFFF_FFFF));
     let mut namespace = Namespace::new(metaid, settings.policy, now);
     let batch = namespace.take_journal();
     let folder = &settings.data_path;
+    images::store(ring, folder, namespace.freeze(), now, settings.images_kept, true).await?;
+    ring.rename(&folder.join(CLEAN), &folder.join(BACK)).await?;
     let file = ring.open(&journal_path(folder, 0), OpenHow::create(FILE_MODE).truncate(true)).await?;
     file.write_all_at(batch.bytes, 0).await.0?;
     file.sync().await?;
-    images::store(ring, folder, namespace.freeze(), now, settings.images_kept, false).await?;
+    ring.sync_dir(folder).await?;
     info!(%metaid, "a new file system");
     let journal_version = namespace.version();
     Ok(Loaded {

@@ -474,6 +474,27 @@ fn what_was_acknowledged_survives_a_crash_at_any_moment() {
 }
 
 #[test]
+fn who_is_told_of_anothers_change_is_told_when_that_is_durable() {
+    let scene = Scene::new(19);
+    let slow = Duration::from_millis(400);
+    let (node, other) = (scene.world.node(Ipv4Addr::new(10, 0, 0, 21)), scene.world.node(Ipv4Addr::new(10, 0, 0, 22)));
+    let (mut first, mut second) = (
+        scene.world.run(node, |ring| async move { Peer::mount(&ring).await }).unwrap(),
+        scene.world.run(other, |ring| async move { Peer::mount(&ring).await }).unwrap(),
+    );
+    scene.world.break_disk(scene.master, Path::new("/"), sim::DiskFault::Slow(slow));
+    let made = scene.world.spawn(node, |_| async move { first.create("name").await.map(drop) });
+    scene.world.run_for(Duration::from_millis(20));
+    let began = scene.world.now();
+    let refused = scene.world.run(other, |_| async move {
+        assert!(second.lookup("name").await.is_ok(), "who only looks does not wait");
+        second.create("name").await
+    });
+    assert_eq!(refused, Some(Err(Status::EEXIST)));
+    assert!(scene.world.now().saturating_duration_since(began) > slow / 2 && made.is_finished(), "the name is durable");
+}
+
+#[test]
 fn a_second_writer_waits_for_the_first() {
     let scene = Scene::new(3);
     let _server = scene.chunkserver(11);

@@ -140,7 +140,9 @@ impl Core {
         for _ in 0..POLLS_PER_TURN {
             let Some(task) = self.next_ready(entered) else { break };
             if task != MAIN {
-                self.poll_task(task);
+                if self.lives_on(task) {
+                    self.poll_task(task);
+                }
             } else if poll_main() {
                 main_ended = true;
                 break;
@@ -157,12 +159,30 @@ impl Core {
         };
         self.driver.borrow_mut().park(wait, &self.table, &mut finished);
         self.remote.awake();
+        self.drop_tasks_of_failed();
 
         for (key, result) in finished.drain(..) {
             self.complete(key, result);
         }
         self.finished.replace(finished);
         self.wake_due_timers();
+    }
+
+    /// In a simulated world: counts the poll of this task, before which its node may fail.
+    fn lives_on(&self, task: TaskKey) -> bool {
+        let Some(world) = &self.sim else { return true };
+        let Some(node) = self.with_task(task, |entry| entry.node) else { return true };
+        let lives = world.borrow_mut().step(node, &mut self.table.borrow_mut());
+        self.drop_tasks_of_failed();
+        lives
+    }
+
+    fn drop_tasks_of_failed(&self) {
+        let Some(world) = &self.sim else { return };
+        let failed = world.borrow_mut().take_failed();
+        for node in failed {
+            self.drop_tasks(Some(node));
+        }
     }
 
     fn next_ready(&self, entered: &Entered) -> Option<TaskKey> {

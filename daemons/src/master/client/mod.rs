@@ -294,14 +294,22 @@ impl Request<'_> {
 
     fn status(&mut self, msgid: u32, status: Status) {
         let packet = encode_status(self.answer, msgid, status);
-        self.core.reply(&self.link.outbox, packet);
+        self.reply(packet);
     }
 
     /// A packet, or a status in its place.
     fn finish(&mut self, msgid: u32, result: Result<Vec<u8>, Status>) {
         match result {
-            Ok(packet) => self.core.reply(&self.link.outbox, packet),
+            Ok(packet) => self.reply(packet),
             Err(status) => self.status(msgid, status),
+        }
+    }
+
+    fn reply(&mut self, packet: Vec<u8>) {
+        if only_looks(self.answer - 1) {
+            self.core.reply(&self.link.outbox, packet);
+        } else {
+            self.core.reply_behind_all(&self.link.outbox, packet);
         }
     }
 
@@ -330,6 +338,15 @@ impl Request<'_> {
 /// The number of an answer, by the form in which it was asked for.
 fn answer_number(stock: u32, long_times: bool) -> u32 {
     if long_times { stock + wire::LONG_TIMES } else { stock }
+}
+
+/// Whether a request asks for no change, so that its answer need not outlive a crash. OPEN is among them: that a file
+/// is open is told again by its client. Spec 30, 5.2.
+fn only_looks(kind: u32) -> bool {
+    matches!(
+        kind,
+        360 | 402..=408 | 412 | 428 | 430 | 440 | 442 | 446 | 450..=454 | 462 | 470 | 472 | 478 | 484..=488 | 546
+    )
 }
 
 /// Header, message id, and what `put` appends.

@@ -14,6 +14,10 @@
 //! All nodes share one executor and one clock, which jumps from event to event. Whatever the real world leaves open is
 //! rolled: which ready task runs first, how long a disk or a packet takes, how many bytes a receive gives, what a
 //! crash leaves of unsynced sectors and names. The same seed gives the same run; [`World::trace`] tells two runs apart.
+//!
+//! The steps of each node are counted: a poll of one of its tasks, or an operation of it that takes effect on its disk
+//! or sends. Between two of them the node does nothing that outlives it. So a scenario in which it may fail at any
+//! await point is run once for [`World::steps`], and then once for each of them with [`World::fail_at`].
 
 mod disk;
 mod files;
@@ -74,6 +78,16 @@ impl Default for Settings {
             buffers: 512,
         }
     }
+}
+
+/// How a node ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// Its process is killed: the disk keeps all that it has taken. What was asked of it, and had not happened yet,
+    /// happens or not.
+    Killed,
+    /// Its power fails, as [`World::crash`].
+    PowerCut,
 }
 
 /// What can be wrong with a part of a node's disk.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::disk::Disk;
 use super::net::{Connection, Listening, Socket};
 use super::random::{Dice, mix};
-use super::{DiskFault, Settings};
+use super::{DiskFault, Failure, Settings};
 use crate::driver::{Driver, Wait};
 use crate::sys::operation::{Key, Op, Request, Table};
 use crate::time::Instant;
@@ -39,6 +39,8 @@ pub(crate) struct State {
     /// Operations that have not ended, and their node.
     under_way: BTreeMap<Key, u32>,
     finished: Vec<(Key, i32)>,
+    /// Nodes that failed at an ordered step and whose tasks are still there.
+    failed: Vec<u32>,
     trace: u64,
 }
 
@@ -49,6 +51,12 @@ pub(super) struct Node {
     pub(super) faults: Vec<(PathBuf, DiskFault)>,
     pub(super) clock_skew_micros: i64,
     pub(super) next_port: u16,
+    /// What it has done so far: see `sim`.
+    pub(super) steps: u64,
+    /// After so many steps it fails.
+    pub(super) doom: Option<(u64, Failure)>,
+    /// It failed so.
+    pub(super) has_failed: bool,
 }
 
 /// What a descriptor is.
@@ -101,6 +109,7 @@ impl State {
             next_cut: 0,
             under_way: BTreeMap::new(),
             finished: Vec::new(),
+            failed: Vec::new(),
             trace: seed,
         }
     }
@@ -181,6 +190,54 @@ impl State {
         }
     }
 
+    /// A node's process is killed: what it does ends, and so do its connections. Its tasks are the caller's.
+    fn kill(&mut self, node: u32, table: &mut Table) {
+        let ended: Vec<Key> = self.under_way.iter().filter(|(_, at)| **at == node).map(|(key, _)| *key).collect();
+        for key in ended {
+            if self.dice.chance(50)
+                && let Some(request) = table.request(key).filter(Request::is_on_disk)
+            {
+                let _ = self.perform_on_disk(node, request); // nobody is left who would hear of it
+            }
+            self.finish(key, -libc::ECANCELED);
+        }
+        let open: Vec<RawFd> =
+            self.handles.iter().filter(|(_, handle)| handle.node() == node).map(|(fd, _)| *fd).collect();
+        for fd in open {
+            self.close(fd);
+        }
+    }
+
+    /// Counts a step that a node is about to take. False: it fails here, and does not take it.
+    pub(crate) fn step(&mut self, node: u32, table: &mut Table) -> bool {
+        let there = &mut self.nodes[node as usize];
+        let Some((_, failure)) = there.doom.filter(|(at, _)| there.steps >= *at) else {
+            there.steps += 1;
+            return true;
+        };
+        (there.doom, there.has_failed) = (None, true);
+        match failure {
+            Failure::Killed => self.kill(node, table),
+            Failure::PowerCut => self.crash(node, table),
+        }
+        self.failed.push(node);
+        false
+    }
+
+    /// Nodes that failed, whose tasks are to be dropped.
+    pub(crate) fn take_failed(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.failed)
+    }
+
+    fn close(&mut self, fd: RawFd) {
+        match self.handles.remove(&fd) {
+            Some(Handle::File(file)) => self.nodes[file.node as usize].disk.close(file.inode),
+            Some(Handle::Socket(socket)) => self.close_socket(socket),
+            Some(Handle::Listening(listening)) => self.close_listening(listening),
+            None => {} // its node crashed
+        }
+    }
+
     fn happen(&mut self, event: Event, table: &mut Table) {
         match event {
             Event::Perform(key) => self.perform(key, table),
@@ -200,6 +257,11 @@ impl State {
         if self.hangs(node, &request) {
             return self.schedule(HANG_LOOK_MICROS, Event::Perform(key));
         }
+        let counts = request.is_on_disk() || matches!(request, Request::Send { .. });
+        if counts && !self.step(node, table) {
+            return;
+        }
+        let Some(request) = table.request(key) else { return };
         let result = match request {
             Request::Accept { socket } => self.accept(key, socket),
             Request::Connect { socket, to } => self.connect(key, node, socket, to),
@@ -257,13 +319,7 @@ impl Driver for SimDriver {
     }
 
     fn close(&mut self, fd: RawFd) {
-        let mut state = self.state.borrow_mut();
-        match state.handles.remove(&fd) {
-            Some(Handle::File(file)) => state.nodes[file.node as usize].disk.close(file.inode),
-            Some(Handle::Socket(socket)) => state.close_socket(socket),
-            Some(Handle::Listening(listening)) => state.close_listening(listening),
-            None => {} // its node crashed
-        }
+        self.state.borrow_mut().close(fd);
     }
 
     fn forget_socket(&mut self, _fd: RawFd) {}
@@ -339,7 +395,17 @@ impl State {
         let number = u32::try_from(self.nodes.len()).expect("fewer than 2^32 nodes");
         assert!(self.nodes.iter().all(|node| node.ip != ip), "{ip} is another node's address");
         let disk = Disk::new(self.settings.disk_bytes);
-        let node = Node { ip, alive: true, disk, faults: Vec::new(), clock_skew_micros: 0, next_port: 40_000 };
+        let node = Node {
+            ip,
+            alive: true,
+            disk,
+            faults: Vec::new(),
+            clock_skew_micros: 0,
+            next_port: 40_000,
+            steps: 0,
+            doom: None,
+            has_failed: false,
+        };
         self.nodes.push(node);
         number
     }

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ffi::OsString;
 use std::future::Future;
 use std::io;
 use std::net::Ipv4Addr;
@@ -10,7 +11,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::state::{SharedState, SimDriver, State, is_quiet};
-use super::{DiskFault, Settings};
+use super::{DiskFault, Failure, Settings};
 use crate::core::Core;
 use crate::remote::{Entered, Remote, TaskKey};
 use crate::sys::arena::Pool;
@@ -150,10 +151,26 @@ impl World {
         self.core.drop_tasks(Some(node.0));
     }
 
-    /// Switches a crashed node on. Its tasks are to be spawned anew.
+    /// Switches a node on that crashed or failed. Its tasks are to be spawned anew.
     pub fn restart(&self, node: NodeId) -> Ring {
-        self.state.borrow_mut().nodes[node.0 as usize].alive = true;
+        let there = &mut self.state.borrow_mut().nodes[node.0 as usize];
+        (there.alive, there.has_failed, there.doom) = (true, false, None);
         self.ring(node)
+    }
+
+    /// Steps that a node has taken: see the head of this module.
+    pub fn steps(&self, node: NodeId) -> u64 {
+        self.state.borrow().nodes[node.0 as usize].steps
+    }
+
+    /// Once the node has taken so many steps, it fails instead of taking the next one.
+    pub fn fail_at(&self, node: NodeId, steps: u64, failure: Failure) {
+        self.state.borrow_mut().nodes[node.0 as usize].doom = Some((steps, failure));
+    }
+
+    /// What was ordered by `fail_at` has happened, and the node was not restarted since.
+    pub fn has_failed(&self, node: NodeId) -> bool {
+        self.state.borrow().nodes[node.0 as usize].has_failed
     }
 
     /// Ends a node's tasks and connections as a killed process does: its disk loses nothing.
@@ -195,6 +212,13 @@ impl World {
     pub fn rot(&self, node: NodeId, path: &Path, offset: u64, mask: u8) -> io::Result<()> {
         let disk = &mut self.state.borrow_mut().nodes[node.0 as usize].disk;
         disk.find(path).and_then(|inode| disk.rot(inode, offset, mask)).map_err(io::Error::from_raw_os_error)
+    }
+
+    /// Names in a folder, in their order.
+    pub fn names(&self, node: NodeId, path: &Path) -> io::Result<Vec<OsString>> {
+        let disk = &self.state.borrow().nodes[node.0 as usize].disk;
+        let entries = disk.find(path).and_then(|folder| disk.list(folder)).map_err(io::Error::from_raw_os_error)?;
+        Ok(entries.into_iter().map(|(name, _)| name).collect())
     }
 
     /// What a file holds now.

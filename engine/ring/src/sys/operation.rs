@@ -179,6 +179,20 @@ pub(crate) enum Request<'a> {
     Ready,
 }
 
+impl Request<'_> {
+    /// Whether it is one for a disk, and not for the network.
+    pub(crate) fn is_on_disk(&self) -> bool {
+        !matches!(
+            self,
+            Request::Accept { .. }
+                | Request::Connect { .. }
+                | Request::Receive { .. }
+                | Request::Send { .. }
+                | Request::Ready
+        )
+    }
+}
+
 /// What is to be sent, for the simulated driver.
 #[derive(Clone, Copy)]
 pub(crate) enum Parts<'a> {

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use ring::sim::{DiskFault, NodeId, Settings, World};
+use ring::sim::{DiskFault, Failure, NodeId, Settings, World};
 use ring::{BufferedReader, IoBufExt, OpenHow, Ring};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
@@ -355,4 +355,56 @@ fn a_world_where_nothing_can_happen_is_noticed() {
         ring.listen(server_address()).unwrap().accept().await.ok();
     });
     assert_eq!(waits, None);
+}
+
+/// Writes files one after the other; fails after so many steps, if that is ordered. Gives steps and trace of the run,
+/// and whether it failed.
+fn write_until(order: Option<(u64, Failure)>) -> (u64, u64, bool) {
+    const FILES: usize = 3;
+    let (world, server, _) = two_nodes(4);
+    if let Some((steps, failure)) = order {
+        world.fail_at(server, steps, failure);
+    }
+    let confirmed = Rc::new(Cell::new(0));
+    let writing = confirmed.clone();
+    let path = |number: usize| std::path::PathBuf::from(format!("/file{number}"));
+    drop(world.spawn(server, move |ring| async move {
+        for number in 0..FILES {
+            ring.write_file_durably(&path(number), 0o644, vec![7; 3000]).await.unwrap();
+            writing.set(number + 1);
+        }
+    }));
+    world.run_for(Duration::from_secs(1));
+    let ended = (world.steps(server), world.trace(), world.has_failed(server));
+    assert_eq!(confirmed.get() == FILES, !ended.2, "{order:?}");
+    world.restart(server);
+    for number in 0..FILES {
+        match world.contents(server, &path(number)) {
+            Ok(bytes) => assert_eq!(bytes, [7; 3000], "{order:?}: half a file has its name"),
+            Err(_) => assert!(number >= confirmed.get(), "{order:?}: a file that was confirmed is gone"),
+        }
+    }
+    assert!(world.run(server, |ring| async move { ring.list(Path::new("/")).await.is_ok() }).unwrap());
+    ended
+}
+
+#[test]
+fn a_node_can_fail_before_each_of_its_steps() {
+    let (steps, _, failed) = write_until(None);
+    assert!(
+        !failed && steps > 3 * 2 * 5,
+        "{steps}: each file is opened, written, synced, renamed, and its folder synced"
+    );
+    for failure in [Failure::Killed, Failure::PowerCut] {
+        for step in 0..steps {
+            let ended = write_until(Some((step, failure)));
+            assert_eq!((ended.0, ended.2), (step, true), "{failure:?}");
+            assert_eq!(
+                ended,
+                write_until(Some((step, failure))),
+                "{failure:?} at {step}: the same order, the same run"
+            );
+        }
+        assert!(!write_until(Some((steps, failure))).2, "{failure:?}: there is no step behind the last one");
+    }
 }
