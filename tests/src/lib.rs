@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`chunkfile`] | chunk files on a disk: whether one is sound, and how to spoil it |
 //! | [`cluster`] | a master, its chunkservers and mounts: start, stop, kill, swap one kind for the other |
+//! | [`compare`] | the same commands under our master and MooseFS's, by several users |
 //! | [`daemon`] | one child process: its log, its end, its CPU time, its connections |
 //! | [`drill`] | one chunkserver, killed again and again under load, and a model of what must be there |
 //! | [`fuzz`] | a target for every decoder of bytes from outside, and what feeds them |
@@ -24,6 +25,7 @@
 
 pub mod chunkfile;
 pub mod cluster;
+pub mod compare;
 pub mod copies;
 pub mod daemon;
 pub mod drill;
