@@ -261,6 +261,13 @@ impl Cluster {
         self.master = Some(daemon);
     }
 
+    /// Other exports, which the running master reads at once.
+    pub fn reload_exports(&mut self, exports: &str) {
+        self.layout.exports = exports.into();
+        write(&self.folder.join("mfsexports.cfg"), exports);
+        signal(self.master().pid(), "HUP");
+    }
+
     /// Try to start our master, which must refuse. Gives what it wrote.
     pub fn refused_master(&mut self) -> String {
         let mut command = self.ours("master");

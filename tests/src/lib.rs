@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`chunkfile`] | chunk files on a disk: whether one is sound, and how to spoil it |
 //! | [`cluster`] | a master, its chunkservers and mounts: start, stop, kill, swap one kind for the other |
+//! | [`compare`] | the same commands under our master and MooseFS's, by several users |
 //! | [`crashes`] | a master that fails at any of its await points, and what must be there then |
 //! | [`daemon`] | one child process: its log, its end, its CPU time, its connections |
 //! | [`drill`] | one chunkserver, killed again and again under load, and a model of what must be there |
@@ -25,6 +26,7 @@
 
 pub mod chunkfile;
 pub mod cluster;
+pub mod compare;
 pub mod copies;
 pub mod crashes;
 pub mod daemon;

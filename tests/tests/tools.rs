@@ -3,9 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on may say so by panicking")]
 
 use std::fs;
-use std::path::Path;
 
 use mooring_tests::cluster::{Cluster, Kind, Layout};
+use mooring_tests::compare;
 use mooring_tests::need::{Need, have};
 
 const NEEDS: &[Need] = &[Need::Root, Need::Fuse, Need::Stock, Need::Mooring];
@@ -131,8 +131,10 @@ fn tools_say_and_do_the_same_as_under_a_stock_master() {
     if !have("tools_say_and_do_the_same_as_under_a_stock_master", NEEDS) {
         return;
     }
-    let run = |kind: Kind, name: &str| {
-        let mut cluster = Cluster::start(name, Layout::new(kind, &[Kind::Stock, Kind::Stock]));
+    let chunkservers = [Kind::Stock, Kind::Stock];
+    let mut ours = Cluster::start("tools-ours", Layout::new(Kind::Mooring, &chunkservers));
+    let mut stock = Cluster::start_beside(&ours, "tools-stock", Layout::new(Kind::Stock, &chunkservers));
+    let mounts = [&mut ours, &mut stock].map(|cluster| {
         let mount = cluster.mount(Kind::Stock);
         fs::create_dir_all(mount.join("folder/below")).unwrap();
         fs::create_dir(mount.join("second")).unwrap();
@@ -140,39 +142,10 @@ fn tools_say_and_do_the_same_as_under_a_stock_master() {
         fs::write(mount.join("folder/below/other"), b"text").unwrap();
         fs::write(mount.join("empty"), b"").unwrap();
         std::os::unix::fs::symlink("folder/file", mount.join("link")).unwrap();
-        COMMANDS.lines().filter(|line| !line.is_empty()).map(|line| said(&cluster, &mount, line)).collect::<Vec<_>>()
-    };
-    let (found, wanted) = (run(Kind::Mooring, "tools-ours"), run(Kind::Stock, "tools-stock"));
-    let differences: Vec<String> = found
-        .iter()
-        .zip(&wanted)
-        .filter(|(found, wanted)| found != wanted)
-        .map(|(found, wanted)| format!("--- ours\n{found}\n--- MooseFS's\n{wanted}"))
-        .collect();
-    assert!(differences.is_empty(), "{} of {}:\n{}", differences.len(), wanted.len(), differences.join("\n"));
-    let done = wanted.iter().filter(|said| said.contains("exit status: 0")).count();
-    assert!(done * 2 > wanted.len(), "most commands work: {done} of {}", wanted.len());
-}
-
-/// The command, how it ended, and all that it printed.
-fn said(cluster: &Cluster, mount: &Path, line: &str) -> String {
-    let mut words = line.split(' ');
-    let mount = mount.display().to_string();
-    let arguments = words.clone().skip(1).map(|word| word.replace('@', &mount));
-    let output = cluster.command(words.next().unwrap()).args(arguments).output().unwrap();
-    let text = [&output.stdout[..], &output.stderr[..]].concat();
-    let text = String::from_utf8_lossy(&text).replace(&mount, "@");
-    // Which copy is named first is drawn by lot.
-    let mut lines: Vec<String> = text.lines().map(without_number_of_copy).collect();
-    lines.chunk_by_mut(|one, other| one.contains("copy: ") && other.contains("copy: ")).for_each(<[_]>::sort);
-    format!("$ {line}\n{}\n{}", output.status, lines.join("\n"))
-}
-
-fn without_number_of_copy(line: &str) -> String {
-    match line.split_once("copy ") {
-        Some((front, rest)) if rest.starts_with(|first: char| first.is_ascii_digit()) => {
-            format!("{front}copy{}", rest.trim_start_matches(|digit: char| digit.is_ascii_digit()))
-        }
-        _ => line.to_owned(),
-    }
+        [mount]
+    });
+    let answers = compare::both((&ours, &mounts[0]), (&stock, &mounts[1]), COMMANDS);
+    compare::assert_same(&answers);
+    let done = answers.iter().filter(|(_, said)| said.contains("exit status: 0")).count();
+    assert!(done * 2 > answers.len(), "most commands work: {done} of {}", answers.len());
 }

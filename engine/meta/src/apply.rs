@@ -362,7 +362,7 @@ pub(crate) fn new_node(state: &mut State, parent: u32, name: &[u8], new: &NewNod
         not_inherited |= eattr::NO_ENTRY_CACHE;
     }
     node.set_eattr(above.eattr() & !not_inherited);
-    let default_acl = state.acls.get(&(parent, acl::DEFAULT)).filter(|_| new.kind != NodeKind::Symlink).cloned();
+    let default_acl = state.acls.get(&(parent, acl::DEFAULT)).cloned();
     let mut access_acl = None;
     if let Some(acl) = &default_acl {
         let (mode, access) = acl.inherit(new.mode);

@@ -271,7 +271,8 @@ impl Namespace {
     }
 
     /// The end of a run of writes: the length, then the lock. `length` 0 = only unlock. Returns the file's length, if
-    /// the file was asked for. Errors leave the lock. Spec 31, 31.9 "WRITE_CHUNK_END".
+    /// the file was asked for. The lock goes also when the length cannot be set: the writer has ended, and who reads or
+    /// cuts the file next is not to wait until the lock times out. Spec 31, 31.9 "WRITE_CHUNK_END".
     #[allow(clippy::too_many_arguments, reason = "the fields of the packet")]
     pub fn write_end(
         &mut self,
@@ -286,19 +287,22 @@ impl Namespace {
         let now = now.into();
         let who = self.session_itself(session, now)?;
         self.may_write(&who, version)?;
-        let mut now_length = None;
-        if length > 0 {
-            let inode = self.data_inode(&who, inode)?;
-            if self.state.at(inode).has_eattr(eattr::IMMUTABLE) {
-                return Err(Status::EPERM);
-            }
-            if length > self.state.at(inode).length() {
-                self.raise(now, inode, length, touch_times)?;
-            }
-            now_length = Some(self.state.at(inode).length());
+        let set = if length > 0 { self.written_to(&who, inode, length, touch_times).map(Some) } else { Ok(None) };
+        let unlocked = self.unlock(now, chunk);
+        let length = set?;
+        unlocked.map(|()| length)
+    }
+
+    /// The file's length after a write that ended there.
+    fn written_to(&mut self, who: &Who<'_>, inode: Inode, end: u64, touch_times: bool) -> Result<u64, Status> {
+        let inode = self.data_inode(who, inode)?;
+        if self.state.at(inode).has_eattr(eattr::IMMUTABLE) {
+            return Err(Status::EPERM);
         }
-        self.unlock(now, chunk)?;
-        Ok(now_length)
+        if end > self.state.at(inode).length() {
+            self.raise(who.now, inode, end, touch_times)?;
+        }
+        Ok(self.state.at(inode).length())
     }
 
     /// Raises the length of a file, quotas permitting.
@@ -306,14 +310,25 @@ impl Namespace {
         if length > FILE_BYTES_MAX {
             return Err(Status::INDEXTOOBIG);
         }
-        let more = Figures { length: length - self.state.at(inode).length(), ..Figures::default() };
-        self.must_fit_quotas_of_links(inode, &more)?;
+        self.must_fit_quotas_of_links(inode, &self.growth_to(inode, length))?;
         let touch_times = u8::from(touch_times);
         self.commit(now, &Change::Length { inode: Inode(inode), length, touch_times })?;
         if self.append_ends.get(&inode).is_some_and(|end| *end <= length) {
             self.append_ends.remove(&inode);
         }
         Ok(())
+    }
+
+    /// What a greater length adds: with it the last chunk that the file has counts for more.
+    fn growth_to(&self, inode: u32, length: u64) -> Figures {
+        let node = self.state.at(inode);
+        let (old, new) = (self.state.figures(inode), self.state.file_figures_at(node, length));
+        Figures {
+            length: new.length - old.length,
+            size: new.size.saturating_sub(old.size),
+            realsize: new.realsize.saturating_sub(old.realsize),
+            ..Figures::default()
+        }
     }
 
     /// What a write to a slot may add: up to a full chunk, and the length up to the chunk's start.
@@ -324,7 +339,7 @@ impl Namespace {
         let full = last_chunk_size(u64::from(CHUNK_BYTES));
         let present = match self.state.chunk_of(node, index) {
             0 => 0,
-            _ if node.length() > start && last_index(node.length()) == index => last_chunk_size(node.length()),
+            _ if last_index(node.length()) == index => last_chunk_size(node.length()),
             _ if node.length() > start => full,
             _ => 0,
         };
@@ -375,8 +390,7 @@ impl Namespace {
             if length > FILE_BYTES_MAX {
                 return Err(Status::INDEXTOOBIG);
             }
-            let more = Figures { length: length - previous, ..Figures::default() };
-            self.must_fit_quotas_of_links(inode, &more)?;
+            self.must_fit_quotas_of_links(inode, &self.growth_to(inode, length))?;
         }
         let chunk_length = (length % u64::from(CHUNK_BYTES)) as u32;
         let index = (length / u64::from(CHUNK_BYTES)) as u32;

@@ -308,9 +308,10 @@ pub(crate) fn size_on_disk(length: u64, full: u64, last_exists: bool) -> u64 {
     if last_exists { whole + last_chunk_size(length) } else { whole }
 }
 
-/// Bytes on disk of the last chunk of a file of this length, which is not 0.
+/// Bytes on disk of the last chunk of a file of this length. That of an empty file, which is just being written, has its
+/// head.
 pub(crate) fn last_chunk_size(length: u64) -> u64 {
-    let in_last = (length - 1) % u64::from(CHUNK_BYTES) + 1;
+    let in_last = length.checked_sub(1).map_or(0, |last| last % u64::from(CHUNK_BYTES) + 1);
     in_last.next_multiple_of(u64::from(BLOCK_BYTES)) + CHUNK_HEAD_BYTES
 }
 

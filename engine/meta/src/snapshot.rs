@@ -394,18 +394,26 @@ fn check_removal(state: &State, edge: u32, identity: &Identity<'_>) -> Result<()
     if state.at(state.edge(edge).parent).has_eattr(eattr::APPEND_ONLY | eattr::IMMUTABLE) {
         return Err(Status::EPERM);
     }
-    let mut next = vec![state.edge(edge).child];
-    while let Some(inode) = next.pop() {
+    // (inode, what is below was visited): a directory is tested for its entries first, for its own removal last.
+    let mut next = vec![(state.edge(edge).child, false)];
+    while let Some((inode, visited)) = next.pop() {
         let node = state.at(inode);
-        if !node.has_eattr(eattr::SNAPSHOT) || node.has_eattr(FROZEN) {
+        if visited || !node.is_directory() {
+            if !node.has_eattr(eattr::SNAPSHOT) || node.has_eattr(FROZEN) {
+                return Err(Status::EPERM);
+            }
+            continue;
+        }
+        if !identity.allows(state, inode, WRITE | EXECUTE) {
+            return Err(Status::EACCES);
+        }
+        if node.has_eattr(eattr::APPEND_ONLY | eattr::IMMUTABLE) {
             return Err(Status::EPERM);
         }
-        if node.is_directory() {
-            if !identity.allows(state, inode, WRITE | EXECUTE) {
-                return Err(Status::EACCES);
-            }
-            next.extend(state.children(inode).map(|edge| state.edge(edge).child));
-        }
+        next.push((inode, true));
+        let first = next.len();
+        next.extend(state.children(inode).map(|edge| (state.edge(edge).child, false)));
+        next[first..].reverse();
     }
     Ok(())
 }

@@ -748,10 +748,14 @@ impl State {
     }
 
     fn file_figures(&self, node: &Node) -> Figures {
-        let length = node.length();
+        self.file_figures_at(node, node.length())
+    }
+
+    /// What a file would count if its length were this, with the chunks that it has.
+    pub(crate) fn file_figures_at(&self, node: &Node, length: u64) -> Figures {
         let mut figures = Figures { inodes: 1, files: 1, length, ..Figures::default() };
         figures.chunks = self.used_slots(node);
-        if figures.chunks != 0 && length != 0 {
+        if figures.chunks != 0 {
             let last = last_index(length);
             let mut full = figures.chunks;
             let mut last_exists = false;
@@ -1188,9 +1192,9 @@ fn name_of<'a>(names: &'a Names, edge: &Edge) -> &'a [u8] {
     &names.get(edge.name, link_bytes + edge.name_bytes())[link_bytes..]
 }
 
-/// Index of the chunk that holds the last byte of a file, which is not empty.
+/// Index of the chunk that holds the last byte of a file; 0 if it is empty.
 pub(crate) fn last_index(length: u64) -> u32 {
-    u32::try_from((length - 1) / u64::from(CHUNK_BYTES)).unwrap_or(u32::MAX)
+    u32::try_from(length.saturating_sub(1) / u64::from(CHUNK_BYTES)).unwrap_or(u32::MAX)
 }
 
 /// Which inode numbers are taken, and those that wait until they may be used again. Spec 50, 8.3; Spec 51, 9.

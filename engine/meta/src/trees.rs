@@ -241,7 +241,7 @@ impl Namespace {
     }
 
     /// Sets or clears the archive flag of all chunks below; says changed and unchanged chunks, files not permitted.
-    /// Spec 32, 32.2 "ARCHCTL".
+    /// Errors: `EPERM` if that is asked for a file, and not permitted. Spec 32, 32.2 "ARCHCTL".
     pub fn set_archived(&mut self, caller: &Caller<'_>, inode: Inode, archived: bool) -> Result<[u64; 3], Status> {
         let who = self.who(caller)?;
         who.must_not_be_disabled(disables::SETEATTR)?;
@@ -249,8 +249,9 @@ impl Namespace {
         let inode = Inode(self.resolve_tree(&who, inode)?);
         let command = u8::from(archived);
         let outcome = self.commit(who.now, &Change::Archive { inode, uid: who.uid, command })?;
-        let counts = outcome.values();
-        Ok([counts[0], counts[1], counts[2]])
+        let counts = [outcome.values()[0], outcome.values()[1], outcome.values()[2]];
+        let is_file = !self.state.at(inode.0).is_directory();
+        if is_file && counts == [0, 0, 1] { Err(Status::EPERM) } else { Ok(counts) }
     }
 
     // --- information

@@ -389,7 +389,7 @@ pub(super) fn write_chunk_end(request: &mut Request<'_>, packet: &CltomaFuseWrit
     let (core, now, client) = (&mut *request.core, request.now, request.link.version);
     let touch_times = chunkopflags & chunk_op_flags::CANMODTIME != 0 && !client.at_least(3, 0, 74);
     let result = core.namespace.write_end(request.session, client, core.time, inode, chunkid, length, touch_times);
-    if result.is_ok() {
+    if core.namespace.chunk(chunkid).is_some_and(|chunk| !chunk.is_locked(now)) {
         core.chunks.unlocked(chunkid, &core.namespace, now, &mut core.effects);
     }
     core.cache.written(inode, request.session);

@@ -334,8 +334,10 @@ impl Request<'_> {
         let msgid = packet.msgid;
         let caller = self.caller(packet.uid, packet.gids.as_slice());
         let result = self.core.namespace.check_repair(&caller, packet.inode).and_then(|inode| {
+            let (_, _, all_slots) = self.core.namespace.file(self.session, inode)?;
             let slots: Vec<(u32, ChunkId)> = self.core.namespace.file_chunks(inode, 0)?.collect();
-            let (mut notchanged, mut erased, mut repaired) = (0, 0, 0);
+            let holes = all_slots.saturating_sub(word(slots.len()));
+            let (mut notchanged, mut erased, mut repaired) = (holes, 0, 0);
             for (index, chunk) in slots {
                 let locked = self.core.namespace.chunk(chunk).is_some_and(|record| record.is_locked(self.now));
                 if locked || self.core.chunks.census(chunk).usable() > 0 {

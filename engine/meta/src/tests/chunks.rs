@@ -226,3 +226,21 @@ fn files_are_archived_when_their_class_says_so_and_they_are_old_enough() {
     check_figures(&mut world.ns);
     world.check_replay(&mut Vec::new());
 }
+
+#[test]
+fn a_write_that_a_quota_ends_leaves_no_lock() {
+    use crate::quota::{Limits, quota_flags};
+    let mut world = World::new();
+    let (directory, root) = (world.mkdir(ROOT, "d"), world.root());
+    let file = world.file(directory, "f");
+    let hard = Limits { length: 1000, ..Limits::default() };
+    let limits = Some((Limits::default(), hard, 0));
+    world.ns.set_quota(&root, directory, quota_flags::HARD_LENGTH, limits).unwrap();
+    let chunk = world.ns.grant_write(world.now, file, 0, true, false).unwrap().chunk;
+    assert!(world.ns.chunk(chunk).unwrap().is_locked(world.now));
+    let ended = world.ns.write_end(world.session, VersionWord::OURS, world.now, file, chunk, 1001, false);
+    assert_eq!(ended, Err(Status::QUOTA));
+    assert!(!world.ns.chunk(chunk).unwrap().is_locked(world.now), "readers need not wait");
+    assert_eq!(world.attr(file).extra, 0);
+    world.check_replay(&mut Vec::new());
+}

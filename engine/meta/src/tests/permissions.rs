@@ -1,6 +1,7 @@
 //! Who may do what.
 
 use super::*;
+use crate::acl::{self, Acl};
 use crate::node::eattr;
 use crate::session::{disables, session_flags};
 use crate::{SetAttr, lookup_flags, open_flags, setattr_flags, smode, sugid_clear, truncate_flags};
@@ -395,4 +396,46 @@ fn a_hard_quota_stops_growth_and_a_soft_one_after_its_grace() {
     let report = world.ns.quota(world.session, directory).unwrap();
     assert_eq!((report.quota.exceeded, report.present.inodes, report.present.length), (true, 2, 150));
     world.check_replay(&mut Vec::new());
+}
+
+#[test]
+fn a_quota_of_space_counts_what_the_last_chunk_grows_by() {
+    use crate::quota::{Limits, quota_flags};
+    let mut world = World::new();
+    let (directory, root) = (world.mkdir(ROOT, "d"), world.root());
+    let file = world.file(directory, "f");
+    world.ns.grant_write(START, file, 0, true, false).unwrap();
+    let space = |world: &World| world.ns.quota(world.session, directory).unwrap().present.size;
+    assert_eq!(space(&world), 8 << 10, "the head of the chunk that is being written");
+    let size = (8 << 10) + (128 << 10);
+    let hard = Limits { size, ..Limits::default() };
+    let limits = Some((Limits::default(), hard, 0));
+    world.ns.set_quota(&root, directory, quota_flags::HARD_SIZE, limits).unwrap();
+    assert_eq!(world.ns.truncate(&root, file, truncate_flags::UPDATE, (128 << 10) + 1), Err(Status::QUOTA));
+    assert!(world.ns.truncate(&root, file, truncate_flags::UPDATE, 128 << 10).is_ok());
+    assert_eq!(space(&world), size);
+    assert_eq!(world.ns.truncate(&root, file, 0, (128 << 10) + 1), Err(Status::QUOTA));
+    check_figures(&mut world.ns);
+    world.check_replay(&mut Vec::new());
+}
+
+#[test]
+fn symlinks_inherit_a_default_acl_too() {
+    let mut world = World::new();
+    let (directory, root) = (world.mkdir(ROOT, "d"), world.root());
+    let acl = Acl { user: 5, group: 3, other: 1, mask: 5, users: vec![(7, 6)], groups: Vec::new() };
+    world.ns.set_acl(&root, directory, acl::DEFAULT, &acl).unwrap();
+    let (link, attr) = world.ns.symlink(&root, directory, b"l", b"target").unwrap();
+    assert_eq!((attr.mode, world.ns.get_acl(world.session, link, acl::ACCESS).unwrap().mask), (0o551, 5));
+    world.check_replay(&mut Vec::new());
+}
+
+#[test]
+fn the_archive_flag_of_another_s_file_is_refused_for_the_file_and_counted_for_a_folder() {
+    let mut world = World::new();
+    let directory = world.mkdir(ROOT, "d");
+    let file = world.file(directory, "f");
+    let user = world.caller(10, &[10]);
+    assert_eq!(world.ns.set_archived(&user, file, true), Err(Status::EPERM));
+    assert_eq!(world.ns.set_archived(&user, directory, true), Ok([0, 0, 1]));
 }

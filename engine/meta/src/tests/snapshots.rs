@@ -150,3 +150,40 @@ fn a_copy_over_the_tree_that_holds_its_source_ends_and_replays() {
     check_figures(&mut world.ns);
     world.check_replay(&mut Vec::new());
 }
+
+#[test]
+fn what_hinders_the_removal_of_a_copy_is_told_in_the_order_of_a_walk_through_it() {
+    let mut world = World::new();
+    let (outer, root) = (world.mkdir(ROOT, "source"), world.root());
+    let inner = world.mkdir(outer, "inner");
+    world.mkdir(inner, "innermost");
+    world.ns.snapshot(&root, outer, ROOT, b"copy", 0, 0).unwrap();
+    let outer = world.lookup(ROOT, "copy").unwrap();
+    let inner = world.lookup(outer, "inner").unwrap();
+    let innermost = world.lookup(inner, "innermost").unwrap();
+    let user = world.caller(7, &[7]);
+    let mut remove = |change: &dyn Fn(&mut World)| {
+        change(&mut world);
+        world.ns.snapshot(&user, Inode(0), ROOT, b"copy", DELETE, 0)
+    };
+    let clear = |world: &mut World, inode: Inode, bits: u8| {
+        world.ns.set_eattr(&root, inode, bits, smode::DECREASE).unwrap();
+    };
+    let closed = |world: &mut World| {
+        clear(world, inner, eattr::SNAPSHOT);
+        world.owned(innermost, 0, 0, 0o755);
+    };
+    assert_eq!(remove(&closed), Err(Status::EACCES), "what is inside comes before the folder's own flag");
+    assert_eq!(remove(&|world| world.owned(innermost, 0, 0, 0o777)), Err(Status::EPERM));
+    let frozen = |world: &mut World| {
+        world.ns.set_eattr(&root, outer, eattr::APPEND_ONLY, smode::INCREASE).unwrap();
+        world.owned(inner, 0, 0, 0o755);
+    };
+    assert_eq!(remove(&frozen), Err(Status::EPERM), "a folder that keeps its entries ends the walk");
+    assert_eq!(remove(&|world| clear(world, outer, eattr::APPEND_ONLY)), Err(Status::EACCES));
+    let whole = |world: &mut World| {
+        world.owned(inner, 0, 0, 0o777);
+        world.ns.set_eattr(&root, inner, eattr::SNAPSHOT, smode::INCREASE).unwrap();
+    };
+    assert_eq!(remove(&whole), Ok(()));
+}
