@@ -17,4 +17,5 @@ pub mod process;
 pub mod promote;
 pub mod serve;
 pub mod signals;
+pub mod statsdump;
 pub mod stock;

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use daemons::process::{self, CHUNKSERVER, MASTER, METALOGGER};
-use daemons::{demo, mount, probe, promote, serve, stock};
+use daemons::{demo, mount, probe, promote, serve, statsdump, stock};
 
 /// A distributed file system that takes MooseFS's place
 #[derive(Parser)]
@@ -37,6 +37,7 @@ enum Function {
     Metadump(stock::DumpArguments),
     Metarestore(stock::restore::Arguments),
     Metadirinfo(stock::dirinfo::Arguments),
+    Statsdump(statsdump::Arguments),
     /// Mount a file system; takes the arguments of mfsmount
     #[command(disable_help_flag = true, disable_version_flag = true)]
     Mount {
@@ -96,6 +97,12 @@ struct RestoreLine {
 }
 
 #[derive(Parser)]
+struct StatsLine {
+    #[command(flatten)]
+    arguments: statsdump::Arguments,
+}
+
+#[derive(Parser)]
 struct DirectoryLine {
     #[command(flatten)]
     arguments: stock::dirinfo::Arguments,
@@ -118,6 +125,8 @@ fn main() -> ExitCode {
         "mfsmetadirinfo" => {
             daemon_line::<DirectoryLine>().map_or_else(|status| status, |line| stock::dirinfo::run(&line.arguments))
         }
+        "mfsstatsdump" | "mfscsstatsdump" => daemon_line::<StatsLine>()
+            .map_or_else(|status| status, |line| statsdump::run(&line.arguments, name == "mfscsstatsdump")),
         "mfsmount" | "mount.moosefs" => mount::main(&words.collect::<Vec<OsString>>(), &name),
         other if other.starts_with("mfs") => not_built(other),
         _ => match Mooring::parse().function {
@@ -130,6 +139,7 @@ fn main() -> ExitCode {
             Function::Metadump(arguments) => stock::dump(&arguments),
             Function::Metarestore(arguments) => stock::restore::run(&arguments),
             Function::Metadirinfo(arguments) => stock::dirinfo::run(&arguments),
+            Function::Statsdump(arguments) => statsdump::run(&arguments, false),
             Function::Mount { words } => mount::main(&words, "mooring mount"),
             Function::Demo(arguments) => demo::run(&arguments),
             Function::Probe(arguments) => probe::run(&arguments),

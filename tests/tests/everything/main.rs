@@ -51,6 +51,7 @@ fn what_a_killed_master_left_comes_in_as_it_recovers_it_itself() {
     let left = copy_of(&cluster, "stopped");
     let stored = dump(&left.join("metadata.mfs"));
     assert_same_sums(&left.join("metadata.mfs"), &left.join("metadata.mfs"));
+    assert_same_stats(&left.join("stats.mfs"));
     fs::remove_file(left.join("metadata.mfs")).unwrap();
     assert_same(&cluster, &left, stored, |line| line.starts_with("SESSION"));
 
@@ -164,6 +165,28 @@ fn assert_same_sums(stock: &Path, ours: &Path) {
             assert_eq!(said(command, file), expected, "{options:?} {}", file.display());
         }
         assert!(expected.1.contains("one/dir/file") && expected.0 == Some(0), "{expected:?}");
+    }
+}
+
+/// Numbers of charts are those of MooseFS's tool.
+fn assert_same_stats(file: &Path) {
+    for options in [
+        "-f *",
+        "-f mem,ucpu,cpu,delete_stat,brcvd -r 1 -d",
+        "-f lookup -f space -r 3 -s ;",
+        "-f * -h",
+        "-f lookup,usedspace -H",
+    ] {
+        let said = |mut command: Command| {
+            let output = command.args(options.split(' ')).arg("-i").arg(file).output().unwrap();
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        let mut ours = Command::new(mooring_binary().unwrap());
+        ours.arg("statsdump");
+        let (found, expected) = (said(ours), said(Command::new("/usr/sbin/mfsstatsdump")));
+        assert_eq!(expected.lines().count(), 4097);
+        let other = found.lines().zip(expected.lines()).find(|(found, expected)| found != expected);
+        assert!(found == expected, "{options}: {other:?}");
     }
 }
 
