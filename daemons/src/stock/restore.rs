@@ -136,3 +136,75 @@ fn write(loaded: Loaded, to: &Path) -> Result<Incomplete, String> {
         Kind::Ours => image::write(&namespace.freeze(), now, sink).map(drop),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use meta::{Namespace, Policy};
+    use wire::{ChunkId, MetaId};
+
+    use super::*;
+
+    /// What a killed master of ours leaves: an image, and changes behind it.
+    fn killed(folder: &Path) -> Namespace {
+        let mut namespace = Namespace::new(MetaId(7), Policy::default(), 1_795_300_000);
+        namespace.take_journal();
+        fs::write(folder.join("metadata.mfs.back"), image::to_bytes(&namespace.freeze(), 0)).expect("written");
+        for number in 0..5 {
+            namespace.raise_next_chunk_id(1_795_300_001, ChunkId(1000 + number)).expect("a change");
+        }
+        fs::write(folder.join("changelog.0.mfs"), namespace.take_journal().bytes).expect("written");
+        namespace
+    }
+
+    fn arguments(words: &[&str]) -> Arguments {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            arguments: Arguments,
+        }
+        let line: Line = clap::Parser::try_parse_from([&["mfsmetarestore"], words].concat()).expect("a command line");
+        line.arguments
+    }
+
+    fn ours(path: &Path) -> Namespace {
+        super::super::load_ours(path).expect("our image")
+    }
+
+    #[test]
+    fn a_folder_of_ours_gets_the_image_that_a_start_would_have() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let expected = killed(folder.path());
+        let (path, clean) = (folder.path().display().to_string(), folder.path().join(CLEAN));
+        assert_eq!(restore(&arguments(&["-a", "-d", &path])), Ok(()));
+        assert_eq!(ours(&clean).digest(), expected.digest());
+        let before = fs::metadata(&clean).and_then(|file| file.modified()).expect("a file");
+        assert_eq!(restore(&arguments(&["-a", "-d", &path])), Ok(()), "nothing is left to do");
+        assert_eq!(fs::metadata(&clean).and_then(|file| file.modified()).expect("a file"), before);
+        // An older one goes aside.
+        fs::copy(folder.path().join("metadata.mfs.back"), &clean).expect("copied");
+        assert_eq!(restore(&arguments(&["-a", "-d", &path])), Ok(()));
+        assert_eq!(ours(&clean).digest(), expected.digest());
+        let names = fs::read_dir(folder.path()).expect("a folder").map(|entry| entry.expect("an entry").file_name());
+        assert!(names.into_iter().any(|name| name.to_string_lossy().contains(".before-restore-")));
+    }
+
+    #[test]
+    fn files_that_are_named_are_used_and_what_they_lack_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let expected = killed(folder.path());
+        let text = |name: &str| folder.path().join(name).display().to_string();
+        let (image, log, to) = (text("metadata.mfs.back"), text("changelog.0.mfs"), text("restored"));
+        assert_eq!(restore(&arguments(&["-m", &image, "-o", &to, &log])), Ok(()));
+        assert_eq!(ours(Path::new(&to)).digest(), expected.digest());
+        let taken = restore(&arguments(&["-m", &image, "-o", &to, &log])).expect_err("the file is there");
+        assert!(taken.contains("is there already"), "{taken}");
+        let lines = fs::read_to_string(&log).expect("readable");
+        let without_first: String = lines.split_inclusive('\n').skip(1).collect();
+        fs::write(&log, without_first).expect("written");
+        let other = text("other");
+        let gap = restore(&arguments(&["-m", &image, "-o", &other, &log])).expect_err("the first change is missing");
+        assert!(gap.contains("are missing") && !Path::new(&other).exists(), "{gap}");
+        assert!(restore(&arguments(&["-m", &log, "-o", &other])).expect_err("a log").contains("no metadata image"));
+        assert!(restore(&arguments(&["-a", "-i", "-d", "/"])).expect_err("guessing").contains("-i is not supported"));
+    }
+}
