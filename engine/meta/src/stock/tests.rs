@@ -62,6 +62,23 @@ fn what_goes_out_comes_back_the_same() {
 }
 
 #[test]
+fn a_hole_of_a_large_file_goes_out_in_pieces() {
+    let mut namespace = filled();
+    let index = 3_000_000; // 24 MB of zeros in front of one chunk
+    let line = format!("29: 1795299020|WRITE(3,{index},1,1):3\n");
+    assert_eq!(changelog::replay(&mut namespace, line.as_bytes(), 0), Ok(1));
+    let (mut largest, mut total) = (0, 0);
+    let mut loader = Loader::new();
+    let written = write(&namespace, NOW - 1000, &mut |piece| {
+        (largest, total) = (largest.max(piece.len()), total + piece.len());
+        loader.push(piece)
+    });
+    assert_eq!(written, Ok(()));
+    assert!(total > 8 * index && largest < 2 << 20, "{total} bytes in pieces of up to {largest}");
+    assert_eq!(loader.finish(Policy::default(), NOW).unwrap().namespace.digest(), namespace.digest());
+}
+
+#[test]
 fn what_came_in_is_an_image_of_ours() {
     let mut namespace = load(&to_bytes(&filled(), 0)).unwrap();
     let image = crate::image::to_bytes(&namespace.freeze(), NOW);
