@@ -18,5 +18,6 @@ pub mod process;
 pub mod promote;
 pub mod serve;
 pub mod signals;
+pub mod statsdump;
 pub mod stock;
 pub mod why;

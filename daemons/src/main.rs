@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use daemons::process::{self, CHUNKSERVER, MASTER, METALOGGER};
-use daemons::{demo, huge, mount, probe, promote, serve, stock, why};
+use daemons::{demo, huge, mount, probe, promote, serve, statsdump, stock, why};
 
 /// A distributed file system that takes MooseFS's place
 #[derive(Parser)]
@@ -35,6 +35,9 @@ enum Function {
     Import(stock::ImportArguments),
     Export(stock::ExportArguments),
     Metadump(stock::DumpArguments),
+    Metarestore(stock::restore::Arguments),
+    Metadirinfo(stock::dirinfo::Arguments),
+    Statsdump(statsdump::Arguments),
     /// Mount a file system; takes the arguments of mfsmount
     #[command(disable_help_flag = true, disable_version_flag = true)]
     Mount {
@@ -51,7 +54,8 @@ enum Function {
 // The master's own options beside those of every daemon. Spec 71, 1.1.
 #[derive(clap::Args)]
 struct MasterArguments {
-    /// Accepted and not needed: recovery is part of every start
+    /// If the folder is a MooseFS master's, take its metadata over there, change logs included, and keep its files in a
+    /// folder beside; our own are recovered at every start
     #[arg(short = 'a')]
     restore_automatically: bool,
     /// Accepted and not needed: the start says how far it came
@@ -87,6 +91,24 @@ struct DumpLine {
     arguments: stock::DumpArguments,
 }
 
+#[derive(Parser)]
+struct RestoreLine {
+    #[command(flatten)]
+    arguments: stock::restore::Arguments,
+}
+
+#[derive(Parser)]
+struct StatsLine {
+    #[command(flatten)]
+    arguments: statsdump::Arguments,
+}
+
+#[derive(Parser)]
+struct DirectoryLine {
+    #[command(flatten)]
+    arguments: stock::dirinfo::Arguments,
+}
+
 fn main() -> ExitCode {
     let mut words = std::env::args_os();
     let called_as = words.next().unwrap_or_default();
@@ -98,6 +120,14 @@ fn main() -> ExitCode {
         }
         "mfsmetalogger" => daemon_line::<DaemonLine>().map_or_else(|status| status, |line| metalogger(&line.arguments)),
         "mfsmetadump" => daemon_line::<DumpLine>().map_or_else(|status| status, |line| stock::dump(&line.arguments)),
+        "mfsmetarestore" => {
+            daemon_line::<RestoreLine>().map_or_else(|status| status, |line| stock::restore::run(&line.arguments))
+        }
+        "mfsmetadirinfo" => {
+            daemon_line::<DirectoryLine>().map_or_else(|status| status, |line| stock::dirinfo::run(&line.arguments))
+        }
+        "mfsstatsdump" | "mfscsstatsdump" => daemon_line::<StatsLine>()
+            .map_or_else(|status| status, |line| statsdump::run(&line.arguments, name == "mfscsstatsdump")),
         "mfsmount" | "mount.moosefs" => mount::main(&words.collect::<Vec<OsString>>(), &name),
         other if other.starts_with("mfs") => not_built(other),
         _ => match Mooring::parse().function {
@@ -108,6 +138,9 @@ fn main() -> ExitCode {
             Function::Import(arguments) => stock::import(&arguments),
             Function::Export(arguments) => stock::export(&arguments),
             Function::Metadump(arguments) => stock::dump(&arguments),
+            Function::Metarestore(arguments) => stock::restore::run(&arguments),
+            Function::Metadirinfo(arguments) => stock::dirinfo::run(&arguments),
+            Function::Statsdump(arguments) => statsdump::run(&arguments, false),
             Function::Mount { words } => mount::main(&words, "mooring mount"),
             Function::Demo(arguments) => demo::run(&arguments),
             Function::Probe(arguments) => probe::run(&arguments),
@@ -131,14 +164,12 @@ fn daemon_line<Line: Parser>() -> Result<Line, ExitCode> {
 
 fn master(arguments: &MasterArguments) -> ExitCode {
     huge::ask_for_huge_pages();
-    if arguments.restore_automatically || arguments.restore_verbosely > 0 {
-        eprintln!("-a and -x are not needed: the change logs are replayed at every start");
-    }
     if arguments.ignore_errors {
         eprintln!("option -i is not supported: damaged metadata is refused rather than guessed at");
         return ExitCode::FAILURE;
     }
-    process::run(MASTER, &arguments.common, |daemon| serve::master(daemon, arguments.decisions))
+    let take_over = arguments.restore_automatically;
+    process::run(MASTER, &arguments.common, |daemon| serve::master(daemon, arguments.decisions, take_over))
 }
 
 fn chunkserver(arguments: &process::Arguments) -> ExitCode {

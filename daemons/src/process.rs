@@ -193,7 +193,8 @@ fn act(
         Action::Reload => send(&lock_path, Signal::HUP, "reload"),
         Action::Info => send(&lock_path, Signal::USR1, "info"),
         Action::Restore => Err(format!(
-            "there is nothing to restore by hand: {} replays the change logs at every start and says how far it came",
+            "there is nothing to restore by hand: {} replays the change logs at every start and says how far it came; \
+             mfsmetarestore -a does that without a start",
             program.name
         )),
         Action::Start | Action::Restart | Action::TryRestart => {

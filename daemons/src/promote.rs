@@ -135,9 +135,8 @@ fn kept_files(from: &Path) -> Result<Vec<String>, String> {
     let read = fs::File::open(from.join(image)).and_then(|mut file| file.read_exact(&mut first));
     if read.is_err() || !first.ends_with(b"MOOR") {
         return Err(format!(
-            "{0}: {image} is of a MooseFS master. With what it has, without the changes behind it, `mooring import \
-             {0}/{image} --to FOLDER` makes a folder of ours; to have them all, copy the metadata_ml and changelog_ml \
-             files into the data folder of a MooseFS master, start it with mfsmaster -a, stop it, and import that folder",
+            "{0}: {image} is of a MooseFS master. `mooring import {0} --to FOLDER` makes a folder of ours of it and the \
+             changes that follow; a MooseFS master goes on from them with mfsmaster -a in a folder with copies of them",
             from.display()
         ));
     }

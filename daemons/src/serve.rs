@@ -13,6 +13,7 @@ use crate::master as master_shell;
 use crate::metalogger as metalogger_shell;
 use crate::process::Daemon;
 use crate::signals::{self, Wish};
+use crate::stock;
 
 /// Buffers of a ring that moves no file data.
 const FEW_BUFFERS: usize = 16;
@@ -36,8 +37,9 @@ fn metaid(text: &str) -> Result<MetaId, String> {
     Ok(MetaId(number))
 }
 
-/// Run a master until it is told to stop. Errors: why it cannot start, or cannot go on.
-pub fn master(daemon: Daemon, decisions: MetadataDecisions) -> Result<(), String> {
+/// Run a master until it is told to stop. `take_over`: what a MooseFS master left in its folder becomes ours first. Errors:
+/// why it cannot start, or cannot go on.
+pub fn master(daemon: Daemon, decisions: MetadataDecisions, take_over: bool) -> Result<(), String> {
     let settings = master_shell::Settings {
         new_file_system: decisions.new_file_system,
         lose_changes_from: decisions.lose_changes_from,
@@ -45,6 +47,9 @@ pub fn master(daemon: Daemon, decisions: MetadataDecisions) -> Result<(), String
         config_path: daemon.config_path.clone(),
         ..master_shell::Settings::from_config(&daemon.config)?
     };
+    if take_over {
+        stock::take_over(&settings.data_path, settings.lose_changes_from)?;
+    }
     on_a_ring(&daemon, FEW_BUFFERS, move |ring, wishes, ready| master_shell::run(ring, settings, wishes, ready))
 }
 

@@ -26,6 +26,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "wire_packet", run: wire_packet, samples: wire_samples },
     Target { name: "journal", run: journal, samples: journal_samples },
     Target { name: "metadata_image", run: metadata_image, samples: image_samples },
+    Target { name: "moosefs_metadata", run: moosefs_metadata, samples: moosefs_samples },
+    Target { name: "moosefs_changelog", run: moosefs_changelog, samples: changelog_samples },
     Target { name: "configuration", run: configuration, samples: configuration_samples },
     Target { name: "exports", run: exports, samples: exports_samples },
     Target { name: "chunk_folders", run: chunk_folders, samples: folder_samples },
@@ -192,6 +194,74 @@ fn image_samples() -> Vec<Vec<u8>> {
     let small = meta::image::to_bytes(&namespace.freeze(), NOW);
     let empty = meta::image::to_bytes(&new_namespace().freeze(), NOW);
     vec![small, empty, b"MFSM NEW".to_vec()]
+}
+
+/// `data`: a `metadata.mfs` of MooseFS, in one piece and in pieces, as an import, as text and as sums over directories.
+/// What comes in, an image of ours can hold.
+pub fn moosefs_metadata(data: &[u8]) {
+    use meta::stock::{Dump, Loader, dirinfo};
+    let load = |piece_bytes: usize| {
+        let mut loader = Loader::new();
+        let pushed = data.chunks(piece_bytes).try_for_each(|piece| loader.push(piece));
+        pushed.and_then(|()| loader.finish(meta::Policy::default(), NOW))
+    };
+    match (load(data.len().max(1)), load(89)) {
+        (Ok(whole), Ok(pieces)) => {
+            let (mut whole, pieces) = (whole.namespace, pieces.namespace);
+            assert_eq!(whole.digest(), pieces.digest());
+            let image = meta::image::to_bytes(&whole.freeze(), NOW);
+            meta::image::load(&image, meta::Policy::default()).expect("an image just written is sound");
+        }
+        (whole, pieces) => assert_eq!(whole.is_ok(), pieces.is_ok(), "the size of pieces must not matter"),
+    }
+    let mut dump = Dump::new(true, None);
+    dump.push(data).1.and_then(|()| dump.finish()).ok();
+    let mut info = dirinfo::DirInfo::new(&[b"folder".to_vec(), b"/".to_vec()], true);
+    for pass in [dirinfo::Pass::Edges, dirinfo::Pass::Chunks, dirinfo::Pass::Nodes] {
+        if info.push(pass, data).and_then(|()| info.finish()).is_err() {
+            break;
+        }
+    }
+    let mut sessions = Loader::new();
+    sessions.sessions(data).ok();
+}
+
+fn moosefs_samples() -> Vec<Vec<u8>> {
+    let small = meta::stock::to_bytes(&small_namespace().0, NOW);
+    vec![small, meta::stock::to_bytes(&new_namespace(), NOW), b"MFSS \x01\x06\x04\0\x01\0\0\0\x04".to_vec()]
+}
+
+/// `data`: a change log of MooseFS, with or without right version numbers.
+pub fn moosefs_changelog(data: &[u8]) {
+    use meta::stock::changelog;
+    let mut end = 0;
+    for part in changelog::parts(data) {
+        assert!(part.bytes.start >= end && part.bytes.end <= data.len(), "runs lie in order");
+        end = part.bytes.end;
+    }
+    let mut namespace = new_namespace();
+    changelog::replay(&mut namespace, data, 0).ok();
+    let mut namespace = new_namespace();
+    for line in data.split(|byte| *byte == b'\n') {
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else { continue };
+        let line = [namespace.version().to_string().as_bytes(), &line[colon..], b"\n"].concat();
+        changelog::replay(&mut namespace, &line, 0).ok();
+    }
+}
+
+fn changelog_samples() -> Vec<Vec<u8>> {
+    // Ours, without their checksums.
+    let (_, journal) = small_namespace();
+    let plain = |line: &[u8]| -> Vec<u8> {
+        let close = line.iter().position(|byte| *byte == b')').unwrap_or(line.len());
+        let front = line[..close].len().saturating_sub(9);
+        let front = line[..front].strip_suffix(b",").unwrap_or(&line[..front]);
+        [front, &line[close..]].concat()
+    };
+    let mut samples: Vec<Vec<u8>> = journal.split_inclusive(|byte| *byte == b'\n').map(plain).collect();
+    samples.push(samples.concat());
+    samples.push(b"2: 1700000000|REPAIR(3,0):7\n3: 1700000000|RENUMERATEEDGES():5\n".to_vec());
+    samples
 }
 
 /// `data`: the text of `mfsmaster.cfg` or another daemon's.

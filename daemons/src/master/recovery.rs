@@ -12,6 +12,7 @@ use meta::image::Digest;
 use meta::image::{ImageHeader, Loader};
 use meta::journal::{self, Batch, SurveyEnd};
 use meta::recovery::{ImageFacts, JournalFacts, Known, Overlap, Plan, Refusal, first_difference, overlaps, plan};
+use meta::stock::changelog;
 use meta::{Namespace, Policy};
 use ring::{OpenHow, Ring};
 use tracing::{info, warn};
@@ -60,6 +61,13 @@ pub(super) async fn load(ring: &Ring, settings: &Settings) -> Result<Loaded, Mas
             found.join(", ")
         )));
     }
+    if asks_for_new && let Some(log) = changes_of_old(ring, folder, &names).await? {
+        return Err(MasterError::Recovery(format!(
+            "{CLEAN} asks for a new file system, but {log} has the changes of an old one. If they are a MooseFS \
+             master's, `mfsmaster -a` or `mooring import` goes on from them; for a new file system move the changelog \
+             files away"
+        )));
+    }
     if asks_for_new || (settings.new_file_system && headers.is_empty() && !has_journal) {
         return make_new(ring, settings).await;
     }
@@ -106,6 +114,20 @@ async fn list(ring: &Ring, folder: &Path) -> Result<Listed, MasterError> {
     Ok(Listed { names, headers, asks_for_new, of_moosefs })
 }
 
+/// A change log with more in it than the line with which a new file system begins: a start that was cut short right then
+/// may have left that.
+async fn changes_of_old(ring: &Ring, folder: &Path, names: &[String]) -> Result<Option<String>, MasterError> {
+    for name in names.iter().filter(|name| is_journal(name)) {
+        let bytes = ring.read_file(&folder.join(name)).await?;
+        let ours = journal::parts(&bytes).into_iter().filter_map(|part| part.versions);
+        let of_moosefs = changelog::parts(&bytes).into_iter().filter_map(|part| part.versions);
+        if ours.chain(of_moosefs).any(|versions| versions != (1, 1)) {
+            return Ok(Some(name.clone()));
+        }
+    }
+    Ok(None)
+}
+
 /// Where a start from a folder would come to.
 pub(crate) struct Rehearsed {
     pub(crate) plan: Plan,
@@ -117,10 +139,15 @@ pub(crate) struct Rehearsed {
 /// What a start from this folder would do: loads the image and replays every line. Changes nothing. Errors: `Recovery`
 /// says why it would be refused.
 pub(crate) async fn rehearse(ring: &Ring, settings: &Settings) -> Result<Rehearsed, MasterError> {
+    recovered(ring, settings).await.map(|(rehearsed, _)| rehearsed)
+}
+
+/// As `rehearse`, with the metadata.
+pub(crate) async fn recovered(ring: &Ring, settings: &Settings) -> Result<(Rehearsed, Namespace), MasterError> {
     let Listed { names, headers, of_moosefs, .. } = list(ring, &settings.data_path).await?;
     let Replayed { plan, namespace, changes, .. } =
         load_and_replay(ring, settings, &names, headers, &of_moosefs).await?;
-    Ok(Rehearsed { plan, digest: namespace.digest(), changes })
+    Ok((Rehearsed { plan, digest: namespace.digest(), changes }, namespace))
 }
 
 /// What to load and replay. Files of a MooseFS master are not ours to load; but where they are all there is, or newer than
@@ -134,21 +161,24 @@ async fn decide(
 ) -> Result<Plan, MasterError> {
     let newest = of_moosefs.iter().max_by_key(|(_, version)| *version);
     let folder = settings.data_path.display();
-    if let Some((name, _)) = newest.filter(|_| images.iter().all(|image| image.header.is_none())) {
+    if let Some((name, _)) = newest.filter(|_| !images.is_empty() && images.iter().all(|image| image.header.is_none()))
+    {
         return Err(MasterError::Recovery(format!(
-            "{folder}/{name} is the metadata of a MooseFS master. Stop that master if it runs, then make ours of it with \
-             `mooring import {folder} --to NEW_FOLDER`, and start with DATA_PATH = NEW_FOLDER; the files here stay as \
-             they are"
+            "{folder}/{name} is of a MooseFS master. Stop that master if it runs; then start with -a to make its \
+             metadata ours in this folder (its files are kept in a folder left-by-moosefs), or leave this folder as it \
+             is: `mooring import {folder} --to NEW_FOLDER`, and start with DATA_PATH = NEW_FOLDER"
         )));
     }
     let known = known(ring, settings).await?;
     let plan = plan(images, journals, &known, settings.lose_changes_from).map_err(refused)?;
     if let Some((name, version)) = newest.filter(|(_, version)| *version > plan.to) {
         return Err(MasterError::Recovery(format!(
-            "{folder}/{name}, which a MooseFS master wrote, reaches change {version}, our metadata beside it change {}: \
-             they would be an old copy. To go on with what MooseFS wrote, `mooring import {folder}/{name} --to \
-             NEW_FOLDER` and start with DATA_PATH = NEW_FOLDER; to go on with ours, move {name} away",
-            plan.to
+            "{folder}/{name}, which a MooseFS master wrote, reaches change {}, our metadata beside it change {}: they \
+             would be an old copy. To go on with what MooseFS wrote, move our files away and start with -a, or \
+             `mooring import {folder}/{name} --to NEW_FOLDER` and start with DATA_PATH = NEW_FOLDER; to go on with \
+             ours, move {name} away",
+            version.saturating_sub(1),
+            plan.to.saturating_sub(1)
         )));
     }
     Ok(plan)
@@ -185,6 +215,8 @@ struct Found {
     /// The newest image that loads to its end.
     loaded: Option<(String, Namespace)>,
     journals: Vec<JournalFacts>,
+    /// Change logs that a MooseFS master wrote, with the version after their last line.
+    logs_of_moosefs: Vec<(String, u64)>,
 }
 
 async fn find(ring: &Ring, settings: &Settings, names: &[String], mut headers: Headers) -> Result<Found, MasterError> {
@@ -213,17 +245,24 @@ async fn find(ring: &Ring, settings: &Settings, names: &[String], mut headers: H
         images.push(ImageFacts { name, header });
     }
 
-    let mut journals = Vec::new();
+    let (mut journals, mut logs_of_moosefs) = (Vec::new(), Vec::new());
     for name in names.iter().filter(|name| is_journal(name)) {
         let bytes = ring.read_file(&folder.join(name)).await?;
-        journals.extend(journal::parts(&bytes).into_iter().map(|part| JournalFacts {
+        let parts = journal::parts(&bytes);
+        if parts.iter().all(|part| part.versions.is_none())
+            && let Some(last) =
+                changelog::parts(&bytes).into_iter().filter_map(|part| part.versions).map(|of| of.1).max()
+        {
+            logs_of_moosefs.push((name.clone(), last + 1));
+        }
+        journals.extend(parts.into_iter().map(|part| JournalFacts {
             name: name.clone(),
             versions: part.versions,
             bytes: part.bytes.start as u64..part.bytes.end as u64,
             end: part.end,
         }));
     }
-    Ok(Found { images, loaded, journals })
+    Ok(Found { images, loaded, journals, logs_of_moosefs })
 }
 
 fn refused(refusal: Refusal) -> MasterError {
@@ -266,6 +305,7 @@ struct Replayed {
     changes: u64,
     unfinished: BTreeSet<ChunkId>,
     journals: Vec<JournalFacts>,
+    logs_of_moosefs: Vec<(String, u64)>,
 }
 
 async fn load_and_replay(
@@ -276,8 +316,9 @@ async fn load_and_replay(
     of_moosefs: &[(String, u64)],
 ) -> Result<Replayed, MasterError> {
     let folder = &settings.data_path;
-    let Found { images, loaded, journals } = find(ring, settings, names, headers).await?;
-    let plan = decide(ring, settings, &images, &journals, of_moosefs).await?;
+    let Found { images, loaded, journals, logs_of_moosefs } = find(ring, settings, names, headers).await?;
+    let of_moosefs = [of_moosefs, &logs_of_moosefs].concat();
+    let plan = decide(ring, settings, &images, &journals, &of_moosefs).await?;
     same_history(ring, folder, &journals).await?;
     let (image, mut namespace) = match loaded {
         Some((name, namespace)) if name == plan.image => (name, namespace),
@@ -298,7 +339,7 @@ async fn load_and_replay(
         let text = format!("the metadata reach change {reached}, not {}: the files change meanwhile", plan.to);
         return Err(MasterError::Recovery(text));
     }
-    Ok(Replayed { plan, image, namespace, changes, unfinished, journals })
+    Ok(Replayed { plan, image, namespace, changes, unfinished, journals, logs_of_moosefs })
 }
 
 async fn recover(
@@ -310,7 +351,7 @@ async fn recover(
 ) -> Result<Loaded, MasterError> {
     let folder = &settings.data_path;
     let replayed = load_and_replay(ring, settings, names, headers, of_moosefs).await?;
-    let Replayed { plan, image, mut namespace, changes: applied, unfinished, journals } = replayed;
+    let Replayed { plan, image, mut namespace, changes: applied, unfinished, journals, logs_of_moosefs } = replayed;
     for remark in &plan.remarks {
         warn!("recovery: {remark}");
     }
@@ -332,7 +373,14 @@ async fn recover(
         let (name, sound_end) = (&last.name, last.bytes.end);
         let path = folder.join(name);
         let is_given_up = |part: &JournalFacts| part.versions.is_some_and(|(_, last)| last >= namespace.version());
-        if parts.iter().any(is_given_up) {
+        if logs_of_moosefs.iter().any(|(of_moosefs, _)| of_moosefs == name) {
+            // Nothing of ours is in it, and it stands where our lines will.
+            if is_own_journal(name) {
+                ring.rename(&path, &folder.join(format!("{name}.of-moosefs-{now}"))).await?;
+                ring.sync_dir(folder).await?;
+                warn!(file = name, "a MooseFS master's change log lies here, older than our metadata; it was renamed");
+            }
+        } else if parts.iter().any(is_given_up) {
             ring.rename(&path, &folder.join(format!("{name}.given-up-{now}"))).await?;
             ring.sync_dir(folder).await?;
             warn!(
@@ -420,7 +468,7 @@ fn is_image(name: &str) -> bool {
     name.starts_with("metadata") && name.len() > "metadata".len() && name != "metadata.crc" && name != TEMPORARY
 }
 
-fn is_journal(name: &str) -> bool {
+pub(crate) fn is_journal(name: &str) -> bool {
     ["changelog.", "changelog_ml.", "changelog_ml_back."].iter().any(|prefix| {
         let number = name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(".mfs"));
         number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))

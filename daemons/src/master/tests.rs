@@ -804,10 +804,28 @@ fn what_a_moosefs_master_wrote_is_neither_ignored_nor_taken_for_nothing() {
     };
     of_moosefs(1_000_000);
     let text = scene.refused_start();
-    assert!(text.contains("reaches change 1000000") && text.contains("mooring import"), "{text}");
+    assert!(text.contains("reaches change 999999") && text.contains("mooring import"), "{text}");
     of_moosefs(1);
     scene.start(); // older than ours
     scene.stop();
+    let log = |name: &'static str, text: &'static str| {
+        let written = scene.world.run(scene.master, move |ring| async move {
+            ring.write_file_durably(&Path::new("/data").join(name), 0o644, text.into()).await.unwrap();
+        });
+        assert!(written.is_some());
+    };
+    log("changelog.3.mfs", "1000000: 1|ACCESS(1)\n1000001: 17952");
+    let text = scene.refused_start();
+    assert!(text.contains("changelog.3.mfs") && text.contains("reaches change 1000000"), "{text}");
+    log("changelog.3.mfs", "1: 1|ACCESS(1)\n");
+    scene.start();
+    scene.stop();
+    let kept = scene.world.run(scene.master, |ring| async move {
+        let names = ring.list(Path::new("/data")).await.unwrap().into_iter().map(|entry| entry.name);
+        let name = names.into_iter().find(|name| name.to_string_lossy().starts_with("changelog.3.mfs.of-moosefs-"));
+        ring.read_file(&Path::new("/data").join(name.expect("it was renamed"))).await.unwrap()
+    });
+    assert_eq!(kept.as_deref(), Some(&b"1: 1|ACCESS(1)\n"[..]), "not cut off as if it were a torn line of ours");
     let removed = scene.world.run(scene.master, |ring| async move {
         for entry in ring.list(Path::new("/data")).await.unwrap() {
             if entry.name != "exports" {
@@ -819,6 +837,14 @@ fn what_a_moosefs_master_wrote_is_neither_ignored_nor_taken_for_nothing() {
     of_moosefs(5);
     let text = scene.refused_start();
     assert!(text.contains("mooring import /data --to") && text.contains("MooseFS master"), "{text}");
+    // A master that is killed in its first hour has a file that only asks for a new file system, and its changes.
+    log("metadata.mfs.back", "MFSM NEW");
+    log("changelog.0.mfs", "1: 1|SETMETAID(7)\n2: 1|ACCESS(1)\n");
+    let text = scene.refused_start();
+    assert!(text.contains("mooring import /data --to") && text.contains("start with -a"), "{text}");
+    log("metadata.mfs", "MFSM NEW");
+    let text = scene.refused_start();
+    assert!(text.contains("changelog.0.mfs has the changes of an old one"), "{text}");
 }
 
 #[test]

@@ -608,7 +608,7 @@ fn sum_of_line(line: &[u8]) -> Option<Sum> {
         Ok(_) | Err(JournalError::Syntax) => Some(Sum::Fits),
         Err(JournalError::NoChecksum) => Some(Sum::None),
         Err(JournalError::Checksum { .. }) => Some(Sum::Other),
-        Err(JournalError::Torn) => None,
+        Err(JournalError::Torn | JournalError::NoLine) => None,
     }
 }
 

@@ -809,9 +809,12 @@ fn undelete(state: &mut State, inode: Inode, now: Time) -> Applied {
 fn purge_node(state: &mut State, inode: u32, now: Time) -> bool {
     let is_open = state.is_open(inode);
     if is_open {
-        let path = state.name(state.at(inode).edge).to_vec();
+        // The entry goes from one bucket to another, with its number.
+        let edge = state.at(inode).edge;
+        let (path, id) = (state.name(edge).to_vec(), state.edge(edge).id());
         state.attach(inode);
-        state.detach(inode, NodeKind::Sustained, &path);
+        state.at_mut(inode).set_kind(NodeKind::Sustained);
+        state.put_detached(inode, &path, Some(id));
     } else {
         state.attach(inode);
         state.remove_node(inode, now.seconds());

@@ -900,7 +900,8 @@ impl Loader {
         if newer != 0 {
             let last = state.edge(newer);
             let same_list = last.parent == parent && (parent != 0 || state.same_bucket(last.child, child));
-            must(!same_list || last.id() < id, "entries are out of order")?;
+            // A purged file keeps its entry's id, and goes to the head of another list.
+            must(!same_list || last.id() < id || detached, "entries are out of order")?;
             if !same_list {
                 newer = 0;
             }

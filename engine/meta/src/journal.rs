@@ -70,6 +70,8 @@ pub enum JournalError {
     Checksum { written: u32, computed: u32 },
     /// The checksum holds, yet this is no line that we know: a newer program wrote it.
     Syntax,
+    /// In a change log of MooseFS, whose lines have no checksums: what stands here has not the shape of one.
+    NoLine,
 }
 
 impl fmt::Display for JournalError {
@@ -80,6 +82,7 @@ impl fmt::Display for JournalError {
             JournalError::Checksum { written, computed } => {
                 write!(f, "the line's checksum is {written:08X}, its bytes give {computed:08X}: it is damaged")
             }
+            JournalError::NoLine => f.write_str("what follows is no line of a change log: it is torn or damaged"),
             JournalError::Syntax => {
                 f.write_str("the line is sound but unknown: it was written by a newer version of Mooring")
             }

@@ -106,13 +106,13 @@ impl fmt::Display for Refusal {
             Refusal::Gap { have, next, file } => write!(
                 f,
                 "changes {have} to {} are missing: {file} begins with {next}. Copy the changelog files that hold them \
-                 from a metalogger; start with --lose-changes-from={have} to go on without them and all later ones",
+                 from a metalogger; --lose-changes-from={have} goes on without them and all later ones",
                 next - 1
             ),
             Refusal::Damaged { file, after, lost_to } => write!(
                 f,
                 "{file} is damaged after change {}, and changes up to {lost_to} follow. Copy the file from a \
-                 metalogger; start with --lose-changes-from={after} to go on without them",
+                 metalogger; --lose-changes-from={after} goes on without them",
                 after - 1
             ),
             Refusal::TwoHistories { version, one, other } => write!(

@@ -363,15 +363,17 @@ impl Copy<'_> {
     }
 }
 
-/// Extended attributes and ACLs.
+/// Extended attributes and ACLs. What a copy has from the default ACL of its new directory stays where the source has
+/// none, as under MooseFS. Spec 51, 6.5.
 fn copy_names(state: &mut State, source: u32, made: u32) {
     if let Some(all) = state.xattrs.get(&source).cloned() {
         state.xattrs.insert(made, all);
         state.at_mut(made).set_mark(mark::XATTR, true);
     }
     for kind in [acl::ACCESS, acl::DEFAULT] {
-        let acl = state.acls.get(&(source, kind)).cloned();
-        put_acl(state, made, kind, acl);
+        if let Some(acl) = state.acls.get(&(source, kind)).cloned() {
+            put_acl(state, made, kind, Some(acl));
+        }
     }
 }
 

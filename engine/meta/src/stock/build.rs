@@ -3,6 +3,8 @@
 //! Everything that names something keeps its number: inodes, chunks and their versions, sessions, servers, the
 //! identity and the version of the whole, so that mounts and chunkservers go on as they are.
 
+use std::collections::BTreeSet;
+
 use wire::limits::{CHUNK_INDEX_MAX, FILE_BYTES_MAX, PATH_BYTES_MAX, RESERVED_INODE_MIN};
 use wire::{Inode, MetaId, NodeKind, SessionId};
 
@@ -26,6 +28,8 @@ use crate::times::Times;
 
 /// A bit of a session's flags that only a replaying master sets. Spec 50, 7.
 const INTERNAL: u8 = 0x80;
+/// No file system comes to so many changes; those that follow must have numbers, too.
+const VERSION_MAX: u64 = 1 << 62;
 /// Limits of goals for a session of which the file says none.
 const GOALS: (u8, u8) = (1, 9);
 
@@ -42,6 +46,12 @@ pub fn name(namespace: &mut Namespace, meta_id: MetaId, now: u32) {
         let named = namespace.commit(now.into(), &Change::SetMetaId { meta_id: meta_id.0 });
         named.expect("metadata without an identity takes any");
     }
+}
+
+/// What a MooseFS master makes of a file that only asks for a new file system (`MFSM NEW`), before its first change. Its
+/// change logs go on from here. `created`: Unix seconds. Spec 50, 8.4.
+pub fn new_file_system(policy: Policy, created: u32) -> Namespace {
+    Namespace::from_state(State::new(created.into()), policy)
 }
 
 /// Takes a metadata file of MooseFS in pieces of any size and builds the state.
@@ -64,10 +74,14 @@ impl Loader {
     /// `bytes`: of the file `sessions.mfs` that a MooseFS 1.6 keeps beside `metadata.mfs`. To be called first. An error
     /// says what is wrong with the file; the sessions are then lost, and nothing else. Spec 50, 6.
     pub fn sessions(&mut self, bytes: &[u8]) -> Result<(), String> {
-        for record in sessions::take(bytes)? {
-            self.builder.session(&record);
-        }
-        Ok(())
+        let taken = sessions::take(bytes)?.iter().try_for_each(|record| self.builder.session(record));
+        taken.map_err(|broken| {
+            self.builder.forget_sessions();
+            match broken {
+                Broken::Short => "sessions.mfs ends too early".to_owned(),
+                Broken::Rule(what) => format!("sessions.mfs: {what}"),
+            }
+        })
     }
 
     /// The next bytes of the file.
@@ -116,8 +130,12 @@ struct Builder {
     linked: Vec<u32>,
     /// What has no directory: child, old path, id.
     detached: Vec<(u32, Vec<u8>, u64)>,
-    /// Who has what open, by lists of old nodes.
+    /// Who has what open, by lists of old nodes and by the section of open files.
     openers: Vec<(SessionId, u32)>,
+    /// What that section said.
+    opened: BTreeSet<(SessionId, u32)>,
+    /// Storage classes that the file defines.
+    defined: BTreeSet<u16>,
     dropped_open: u32,
     dropped_locks: u32,
     dropped_attributes: u32,
@@ -138,6 +156,8 @@ impl Builder {
             linked: Vec::new(),
             detached: Vec::new(),
             openers: Vec::new(),
+            opened: BTreeSet::new(),
+            defined: BTreeSet::new(),
             dropped_open: 0,
             dropped_locks: 0,
             dropped_attributes: 0,
@@ -160,6 +180,7 @@ impl Builder {
 
     fn head(&mut self, head: &Head) -> Result<(), Broken> {
         must(head.version > 0, || "its version is 0".to_owned())?;
+        must(head.version <= VERSION_MAX, || format!("its version, {}, is beyond what there can be", head.version))?;
         self.state.version = head.version;
         self.state.meta_id = head.meta_id;
         if let Some((inode_max, next_session)) = head.old {
@@ -167,8 +188,7 @@ impl Builder {
             self.state.next_session = next_session;
         } else {
             // A later file has its own sessions: those beside it were left by a MooseFS before 2.0.
-            self.state.sessions.clear();
-            self.undated.clear();
+            self.forget_sessions();
         }
         Ok(())
     }
@@ -183,9 +203,13 @@ impl Builder {
         let state = &mut self.state;
         match record {
             Record::SessionsHead { next, .. } => state.next_session = next,
-            Record::Session(record) => self.session(&record),
+            Record::Session(record) => return self.session(&record),
             Record::LabelDescription { .. } => {}
-            Record::Class(record) => return class(state, &record),
+            Record::Class(record) => {
+                let id = record.id;
+                must(self.defined.insert(id), || format!("storage class {id} occurs twice"))?;
+                return class(state, &record);
+            }
             Record::NodesHead { inode_max, .. } => return self.set_inode_max(inode_max),
             Record::Node(record) => return self.node(&record),
             Record::EdgesHead { next } => state.next_edge_id = next,
@@ -204,7 +228,9 @@ impl Builder {
             Record::Quota(record) => return quota(state, &record),
             Record::Xattr { inode, name, value } => {
                 if state.node(inode).is_some() {
-                    state.xattrs.entry(inode).or_default().insert(name.to_vec(), value.to_vec());
+                    let before = state.xattrs.entry(inode).or_default().insert(name.to_vec(), value.to_vec());
+                    let name = name.escape_ascii();
+                    must(before.is_none(), || format!("inode {inode} has two attributes named `{name}`"))?;
                     state.at_mut(inode).set_mark(mark::XATTR, true);
                 } else {
                     self.dropped_attributes += 1;
@@ -216,7 +242,13 @@ impl Builder {
                 }
                 self.dropped_attributes += 1;
             }
-            Record::Open { session, inode } => self.openers.push((SessionId(session), inode)),
+            Record::Open { session, inode } => {
+                let is_new = self.opened.insert((SessionId(session), inode));
+                must(is_new, || format!("session {session} has inode {inode} open twice"))?;
+                let is_there = state.node(inode).is_some();
+                must(is_there, || format!("session {session} has inode {inode} open, which is not there"))?;
+                self.openers.push((SessionId(session), inode));
+            }
             Record::Lock { inode, owner, session, kind } => {
                 let holder = LockOwner { session: SessionId(session), owner };
                 let kind = match kind {
@@ -229,7 +261,8 @@ impl Builder {
                     self.dropped_locks += 1;
                     return Ok(());
                 }
-                let taken = self.state.locks.take_whole(inode, holder, kind);
+                let is_new = self.state.locks.whole(inode).all(|(other, _)| other != holder);
+                let taken = is_new && self.state.locks.take_whole(inode, holder, kind);
                 return must(taken, || format!("locks of inode {inode} contradict each other"));
             }
             Record::Range { inode, owner, session, pid, start, end, kind } => {
@@ -244,7 +277,10 @@ impl Builder {
                     self.dropped_locks += 1;
                     return Ok(());
                 }
-                let taken = self.state.locks.take_range(inode, RangeLock { holder, pid, start, end, kind });
+                let mut others = self.state.locks.ranges(inode).iter().filter(|other| other.holder == holder);
+                let is_new = others.all(|other| other.end <= start || end <= other.start);
+                let range = RangeLock { holder, pid, start, end, kind };
+                let taken = is_new && self.state.locks.take_range(inode, range);
                 return must(taken, || format!("locked ranges of inode {inode} contradict each other"));
             }
             Record::Server { ip, port, csid, maintenance, until } => {
@@ -277,8 +313,9 @@ impl Builder {
         Ok(())
     }
 
-    fn session(&mut self, record: &SessionRecord<'_>) {
+    fn session(&mut self, record: &SessionRecord<'_>) -> Result<(), Broken> {
         let id = SessionId(record.id);
+        must(!self.state.sessions.contains_key(&id), || format!("session {} occurs twice", record.id))?;
         if record.disconnected.is_none() {
             self.undated.push(id);
         }
@@ -301,6 +338,12 @@ impl Builder {
         };
         let session = Session { params, disconnected: record.disconnected.unwrap_or(0) };
         self.state.sessions.insert(id, session);
+        Ok(())
+    }
+
+    fn forget_sessions(&mut self) {
+        self.state.sessions.clear();
+        self.undated.clear();
     }
 
     fn node(&mut self, record: &NodeRecord<'_>) -> Result<(), Broken> {
@@ -484,12 +527,12 @@ fn attach_detached(state: &mut State, mut detached: Vec<(u32, Vec<u8>, u64)>) ->
 fn class(state: &mut State, record: &ClassRecord<'_>) -> Result<(), Broken> {
     let id =
         u8::try_from(record.id).map_err(|_| Broken::Rule(format!("there can be no storage class {}", record.id)))?;
+    must(record.mode <= 2, || format!("storage class {id} has mode {}, and there are 0 to 2", record.mode))?;
     // Old files define 10 and up; new ones also what the plain goals mean.
-    let is_repeated = id > crate::class::SIMPLE_GOAL_MAX && state.classes.get(id).is_some();
-    must(!is_repeated, || format!("storage class {id} occurs twice"))?;
-    let name = match record.name {
-        Some(name) => name.to_vec(),
-        None => format!("sclass_{}", i32::from(id) - 9).into_bytes(),
+    let name = match (record.name, id.checked_sub(crate::class::SIMPLE_GOAL_MAX)) {
+        (Some(name), _) => name.to_vec(),
+        (None, Some(number @ 1..)) => format!("sclass_{number}").into_bytes(),
+        (None, _) => return Err(Broken::Rule(format!("storage class {id} has no name"))),
     };
     let taken = state.classes.by_name(&name).is_some_and(|other| other != id);
     must(!taken, || format!("two storage classes are named `{}`", name.escape_ascii()))?;
@@ -521,7 +564,7 @@ fn quota(state: &mut State, record: &QuotaRecord) -> Result<(), Broken> {
         soft: limits(record.soft),
         hard: limits(record.hard),
     };
-    state.quotas.insert(inode, quota);
+    must(state.quotas.insert(inode, quota).is_none(), || format!("inode {inode} has two quotas"))?;
     state.at_mut(inode).set_mark(mark::QUOTA, true);
     Ok(())
 }

@@ -6,27 +6,29 @@
 
 use std::fmt;
 
+use wire::{Inode, Version};
+
 use crate::apply::{SMODE_ADMIN, apply};
-use crate::change::Change;
-use crate::journal::{Entry, Outcome, Part, SurveyEnd, line_version, parse_plain};
+use crate::change::{Change, number};
+use crate::journal::{Entry, JournalError, Outcome, Part, SurveyEnd, line_version, parse_plain};
 use crate::namespace::{Namespace, ReplayError};
 
-/// Why the lines of a MooseFS master could not be replayed.
+/// Why the lines of a MooseFS master could not be replayed. `line`: its place in the file, from 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChangelogError {
     /// A line that is none of 3.0.117's, or an operation that is not known in this form.
-    Unknown { version: u64, operation: String },
+    Unknown { line: u64, version: u64, operation: String },
     /// It does not fit the metadata.
-    Replay(ReplayError),
+    Replay { line: u64, error: ReplayError },
 }
 
 impl fmt::Display for ChangelogError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ChangelogError::Unknown { version, operation } => {
-                write!(f, "change {version} ({operation}) is not supported")?
+            ChangelogError::Unknown { line, version, operation } => {
+                write!(f, "line {line}: change {version} ({operation}) is not supported")?
             }
-            ChangelogError::Replay(error) => write!(f, "{error}")?,
+            ChangelogError::Replay { line, error } => write!(f, "line {line}: {error}")?,
         }
         f.write_str(
             ". Have MooseFS replay its own change logs: start mfsmaster -a once and stop it in order (mfsmaster stop), \
@@ -37,65 +39,90 @@ impl fmt::Display for ChangelogError {
 
 impl std::error::Error for ChangelogError {}
 
-/// Runs of lines with consecutive versions in a change log, as `journal::parts`: by their versions alone, since these
-/// lines have no checksums. A last line without newline is torn.
+/// Runs of lines with consecutive versions in a change log, as `journal::parts`: these lines have no checksums, so their
+/// shape must do. What follows the last whole line is torn; what is no line and has whole lines behind it is damage.
 pub fn parts(bytes: &[u8]) -> Vec<Part> {
     let mut parts: Vec<Part> = Vec::new();
     let mut run = Part { bytes: 0..0, versions: None, end: SurveyEnd::Clean };
+    let mut broken = false;
     let mut offset = 0;
     for line in bytes.split_inclusive(|byte| *byte == b'\n') {
         let end = offset + line.len();
-        match line.strip_suffix(b"\n").map(line_version) {
-            Some(Some(version)) => match run.versions {
-                Some((first, last)) if last.checked_add(1) == Some(version) => {
-                    run = Part { bytes: run.bytes.start..end, versions: Some((first, version)), ..run };
+        let version = line.strip_suffix(b"\n").and_then(whole_line_version);
+        match (version, run.versions) {
+            (None, _) => broken = true,
+            (Some(version), Some((first, last))) if !broken && last + 1 == version => {
+                run = Part { bytes: run.bytes.start..end, versions: Some((first, version)), ..run };
+            }
+            (Some(version), versions) => {
+                if let Some((_, last)) = versions {
+                    run.end = match broken {
+                        true => SurveyEnd::Damaged(JournalError::NoLine),
+                        false => SurveyEnd::Gap { expected: last + 1, found: version },
+                    };
+                    parts.push(run);
                 }
-                _ => {
-                    if let Some((_, last)) = run.versions {
-                        run.end = SurveyEnd::Gap { expected: last.saturating_add(1), found: version };
-                        parts.push(run);
-                    }
-                    run = Part { bytes: offset..end, versions: Some((version, version)), end: SurveyEnd::Clean };
-                }
-            },
-            _ if end == bytes.len() => run.end = SurveyEnd::Torn,
-            // Something that is no line: what is behind it may be needed, what is before it goes on.
-            _ => {}
+                broken = false;
+                run = Part { bytes: offset..end, versions: Some((version, version)), end: SurveyEnd::Clean };
+            }
         }
         offset = end;
+    }
+    if broken {
+        run.end = SurveyEnd::Torn;
     }
     parts.push(run);
     parts
 }
 
-/// Applies the lines that the metadata does not have yet. Returns how many. Errors leave the namespace half way: it is
-/// to be thrown away.
-pub fn replay(namespace: &mut Namespace, bytes: &[u8]) -> Result<u64, ChangelogError> {
+/// The version of a line that has the shape of one: `version: time|NAME(...)`, and results. None: torn or damaged.
+fn whole_line_version(line: &[u8]) -> Option<u64> {
+    // The last of all numbers has none that follows.
+    let version = line_version(line).filter(|version| *version < u64::MAX)?;
+    let behind = line.iter().position(|byte| *byte == b':').map(|colon| &line[colon + 1..])?;
+    let rest = behind.strip_prefix(b" ")?;
+    let time = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let rest = rest[time..].strip_prefix(b"|").filter(|_| time != 0)?;
+    let name = rest.iter().take_while(|byte| byte.is_ascii_uppercase() || **byte == b'_').count();
+    let rest = rest[name..].strip_prefix(b"(").filter(|_| name != 0)?;
+    let close = rest.iter().rposition(|byte| *byte == b')')?;
+    let results = &rest[close + 1..];
+    let is_whole = results.is_empty()
+        || results.len() > 1
+            && results[0] == b':'
+            && results[1..].iter().all(|byte| matches!(byte, b'0'..=b'9' | b','));
+    (is_whole && line.is_ascii() && !line.contains(&0)).then_some(version)
+}
+
+/// Applies the lines that the metadata does not have yet. Returns how many. `bytes`: a run of `parts`; `lines_before` it
+/// stand in the file. Errors leave the namespace half way: it is to be thrown away.
+pub fn replay(namespace: &mut Namespace, bytes: &[u8], lines_before: u64) -> Result<u64, ChangelogError> {
     let mut applied = 0;
     // A last line without its end was torn while it was written.
     let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-    for line in bytes[..whole].split(|byte| *byte == b'\n') {
-        let Some(version) = line_version(line).filter(|version| *version >= namespace.version()) else { continue };
+    for (at, text) in (lines_before + 1..).zip(bytes[..whole].split(|byte| *byte == b'\n')) {
+        let Some(version) = line_version(text).filter(|version| *version >= namespace.version()) else { continue };
         let expected = namespace.version();
+        let refused = |error: ReplayError| ChangelogError::Replay { line: at, error };
         if version != expected {
-            return Err(ChangelogError::Replay(ReplayError::Gap { expected, found: version }));
+            return Err(refused(ReplayError::Gap { expected, found: version }));
         }
-        if is_renumeration(line) {
+        if is_renumeration(text) {
             namespace.skip_version();
             applied += 1;
             continue;
         }
-        let mut entry = parse_plain(line).ok_or_else(|| unknown(version, line))?;
+        let mut entry = parse(text).ok_or_else(|| unknown(at, version, text))?;
         prepare(&mut entry);
         if is_foreign(&entry) {
-            return Err(unknown(version, line));
+            return Err(unknown(at, version, text));
         }
         let operation = entry.change.name();
         let computed = apply(&mut namespace.state, &entry.change, entry.timestamp)
-            .map_err(|status| ChangelogError::Replay(ReplayError::Refused { version, operation, status }))?;
+            .map_err(|status| refused(ReplayError::Refused { version, operation, status }))?;
         if !agree(&entry, &computed) {
             let results = Box::new(crate::namespace::Results { written: entry.outcome, computed });
-            return Err(ChangelogError::Replay(ReplayError::Mismatch { version, operation, results }));
+            return Err(refused(ReplayError::Mismatch { version, operation, results }));
         }
         namespace.skip_version();
         applied += 1;
@@ -103,11 +130,30 @@ pub fn replay(namespace: &mut Namespace, bytes: &[u8]) -> Result<u64, ChangelogE
     Ok(applied)
 }
 
-fn unknown(version: u64, line: &[u8]) -> ChangelogError {
-    let operation = line.split(|byte| *byte == b'|').nth(1).unwrap_or(line);
+/// A line as one of our changes. In one of them the result is an argument with us.
+fn parse(line: &[u8]) -> Option<Entry<'_>> {
+    parse_plain(line).or_else(|| repair(line))
+}
+
+/// `REPAIR(inode,index):version`.
+fn repair(line: &[u8]) -> Option<Entry<'static>> {
+    let mut words = line.splitn(2, |byte| *byte == b'|');
+    let (head, text) = (words.next()?, words.next()?.strip_prefix(b"REPAIR(")?);
+    let timestamp = number(&head[head.iter().position(|byte| *byte == b' ')? + 1..])?;
+    let close = text.iter().position(|byte| *byte == b')')?;
+    let (inode, index) = text[..close].split_at(text[..close].iter().position(|byte| *byte == b',')?);
+    let word = |text: &[u8]| u32::try_from(number(text)?).ok();
+    let chunk_version = Version(word(text[close..].strip_prefix(b"):")?)?);
+    let change = Change::Repair { inode: Inode(word(inode)?), index: word(&index[1..])?, version: chunk_version };
+    let timestamp = u32::try_from(timestamp).ok()?;
+    Some(Entry { version: line_version(line)?, timestamp: timestamp.into(), change, outcome: Outcome::NONE })
+}
+
+fn unknown(line: u64, version: u64, text: &[u8]) -> ChangelogError {
+    let operation = text.split(|byte| *byte == b'|').nth(1).unwrap_or(text);
     let operation = operation.split(|byte| *byte == b'(').next().unwrap_or(operation);
     let operation = operation[..operation.len().min(40)].escape_ascii().to_string();
-    ChangelogError::Unknown { version, operation }
+    ChangelogError::Unknown { line, version, operation }
 }
 
 /// MooseFS replays this as an admin's, and writes nothing else down. Spec 51, 10.

@@ -1,13 +1,16 @@
 //! MooseFS's metadata file, `metadata.mfs`, and its change logs: read, written, printed. Spec 50 and 51. No IO.
 //!
 //! A file goes through `parser`, which takes its frame apart and gives one `Record` after the other; `build` makes a
-//! `Namespace` of them, `dump` prints them. `writer` makes a file that MooseFS 3.0.117 loads. The format has no
+//! `Namespace` of them, `dump` prints them, `dirinfo` sums them up. `writer` makes a file that MooseFS 3.0.117 loads. The format has no
 //! checksums, so everything is checked against what was read before, and what contradicts itself is refused with its
 //! section and offset. `changelog` replays what a MooseFS master wrote behind its last image.
 
 mod build;
 pub mod changelog;
+pub mod dirinfo;
 mod dump;
+#[cfg(test)]
+mod layout_tests;
 mod parser;
 mod records;
 mod sessions;
@@ -17,7 +20,7 @@ mod writer;
 
 use std::fmt;
 
-pub use build::{Imported, Loader, name};
+pub use build::{Imported, Loader, name, new_file_system};
 pub use dump::Dump;
 pub use writer::{to_bytes, write};
 

@@ -231,7 +231,7 @@ impl Parser {
         let mut input = Input::new(bytes);
         // What a record changes of the layout holds only if the record was there whole.
         let mut next = layout.clone();
-        match next.take(&mut input) {
+        match next.take(&mut input, left as u64) {
             Ok(record) => {
                 let used = bytes.len() - input.remaining();
                 *layout = next;

@@ -228,8 +228,9 @@ impl Layout {
         Layout { section, version, format, at: At::Head, sessions: (version, 0), groups: 1 }
     }
 
-    /// The next record; None: the section's end was taken.
-    pub(super) fn take<'a>(&mut self, input: &mut Input<'a>) -> Result<Option<Record<'a>>, Broken> {
+    /// The next record; None: the section's end was taken. `left`: bytes of the section, of which `input` may be a part:
+    /// who believed a longer record would gather all that follows before it is refused.
+    pub(super) fn take<'a>(&mut self, input: &mut Input<'a>, left: u64) -> Result<Option<Record<'a>>, Broken> {
         if let At::Head = self.at {
             self.at = At::Records;
             if let Some(head) = self.take_head(input)? {
@@ -254,8 +255,8 @@ impl Layout {
         }
         match self.section {
             Section::Sessions => self.session(input),
-            Section::Classes => self.class(input),
-            Section::Nodes => self.node(input),
+            Section::Classes => self.class(input, left),
+            Section::Nodes => self.node(input, left),
             Section::Edges => self.edge(input),
             Section::Free => Ok(Some(Record::Free { inode: u32::take(input)?, since: u32::take(input)? })),
             Section::Quotas => self.quota(input).map(Some),
@@ -360,7 +361,7 @@ impl Layout {
         Ok(Some(Record::Session(record)))
     }
 
-    fn class<'a>(&self, input: &mut Input<'a>) -> Result<Option<Record<'a>>, Broken> {
+    fn class<'a>(&self, input: &mut Input<'a>, left: u64) -> Result<Option<Record<'a>>, Broken> {
         let id = u16::take(input)?;
         let mut record = ClassRecord {
             id,
@@ -428,13 +429,13 @@ impl Layout {
         record.create = masks(create)?;
         record.keep = keep.map(&mut masks).transpose()?;
         record.arch = arch.map(&mut masks).transpose()?;
-        for _ in 0..skipped {
-            u64::take(input)?;
-        }
+        let skipped_bytes = u64::from(skipped) * 8;
+        must(skipped_bytes <= left, || format!("storage class {id} has too many chunks"))?;
+        input.bytes(usize::try_from(skipped_bytes).unwrap_or(usize::MAX), "chunks")?;
         Ok(Some(Record::Class(record)))
     }
 
-    fn node<'a>(&self, input: &mut Input<'a>) -> Result<Option<Record<'a>>, Broken> {
+    fn node<'a>(&self, input: &mut Input<'a>, left: u64) -> Result<Option<Record<'a>>, Broken> {
         let code = u8::take(input)?;
         if code == 0 {
             return Ok(None);
@@ -474,7 +475,8 @@ impl Layout {
             }
             _ => {
                 let (length, slots) = (u64::take(input)?, u32::take(input)?);
-                must(slots <= CHUNK_INDEX_MAX, || format!("file {inode} has too many chunks"))?;
+                let fits = slots <= CHUNK_INDEX_MAX && u64::from(slots) * 8 <= left;
+                must(fits, || format!("file {inode} has too many chunks"))?;
                 let openers = if version <= 0x13 { Some(u16::take(input)?) } else { None };
                 let chunks = input.bytes(slots as usize * 8, "chunks")?;
                 let sessions = match openers {

@@ -45,7 +45,7 @@ fn filled() -> Namespace {
         27: 1795299017|CSDBOP(0,169090561,9422,3)\n\
         28: 1795299018|SNAPSHOT(2,1,copy,0,8,0,[0],18):3,0,0,0,0,2\n";
     let lines = lines.replace("    ", "");
-    let replayed = changelog::replay(&mut namespace, lines.as_bytes());
+    let replayed = changelog::replay(&mut namespace, lines.as_bytes(), 0);
     assert_eq!(replayed.map_err(|error| error.to_string()), Ok(27));
     namespace
 }
@@ -59,6 +59,23 @@ fn what_goes_out_comes_back_the_same() {
     assert_eq!((back.meta_id(), back.version()), (namespace.meta_id(), namespace.version()));
     assert_eq!(header(&bytes).map(|header| header.version), Some(29));
     assert_eq!(to_bytes(&back, NOW - 1000), bytes);
+}
+
+#[test]
+fn a_hole_of_a_large_file_goes_out_in_pieces() {
+    let mut namespace = filled();
+    let index = 3_000_000; // 24 MB of zeros in front of one chunk
+    let line = format!("29: 1795299020|WRITE(3,{index},1,1):3\n");
+    assert_eq!(changelog::replay(&mut namespace, line.as_bytes(), 0), Ok(1));
+    let (mut largest, mut total) = (0, 0);
+    let mut loader = Loader::new();
+    let written = write(&namespace, NOW - 1000, &mut |piece| {
+        (largest, total) = (largest.max(piece.len()), total + piece.len());
+        loader.push(piece)
+    });
+    assert_eq!(written, Ok(()));
+    assert!(total > 8 * index && largest < 2 << 20, "{total} bytes in pieces of up to {largest}");
+    assert_eq!(loader.finish(Policy::default(), NOW).unwrap().namespace.digest(), namespace.digest());
 }
 
 #[test]
@@ -119,11 +136,11 @@ fn a_file_of_moosefs_4_is_refused_by_name() {
 #[test]
 fn lines_that_are_not_known_are_refused_by_name_and_line() {
     let mut namespace = filled();
-    let refused = changelog::replay(&mut namespace, b"29: 1795299020|SETGOAL(3,0,2,0):1,0,0\n").unwrap_err();
-    assert!(refused.to_string().contains("change 29 (SETGOAL)"), "{refused}");
-    let gap = changelog::replay(&mut namespace, b"31: 1795299020|ACCESS(3)\n").unwrap_err();
+    let refused = changelog::replay(&mut namespace, b"29: 1795299020|SETGOAL(3,0,2,0):1,0,0\n", 6).unwrap_err();
+    assert!(refused.to_string().contains("line 7: change 29 (SETGOAL)"), "{refused}");
+    let gap = changelog::replay(&mut namespace, b"31: 1795299020|ACCESS(3)\n", 0).unwrap_err();
     assert!(gap.to_string().contains("mfsmaster -a"), "{gap}");
-    assert_eq!(changelog::replay(&mut namespace, b"28: 1|X()\n29: 1795299020|ACCESS(3)\n30: 17952"), Ok(1));
+    assert_eq!(changelog::replay(&mut namespace, b"28: 1|X()\n29: 1795299020|ACCESS(3)\n30: 17952", 0), Ok(1));
 }
 
 /// `sessions.mfs` of 1.6: session 4 of 127.0.0.1, mounted at /m.
@@ -152,10 +169,53 @@ fn sessions_of_a_master_before_2_0_are_not_mixed_into_a_later_file() {
 }
 
 #[test]
-fn a_line_with_the_last_of_all_versions_is_a_part_by_itself() {
-    let lines = b"18446744073709551615: 1|X()\n5: 1|X()\n";
-    let versions: Vec<_> = changelog::parts(lines).into_iter().map(|part| part.versions).collect();
-    assert_eq!(versions, [Some((u64::MAX, u64::MAX)), Some((5, 5))]);
+fn runs_of_lines_end_at_gaps_and_damage_and_only_a_last_line_is_torn() {
+    use crate::journal::{JournalError, SurveyEnd};
+    let check = |text: &str, expected: &[(Option<(u64, u64)>, SurveyEnd)]| {
+        let parts = changelog::parts(text.as_bytes());
+        let found: Vec<_> = parts.iter().map(|part| (part.versions, part.end)).collect();
+        assert_eq!(found, expected, "{text:?}");
+        let lines = |range: std::ops::Range<usize>| text[range].lines().filter(|line| line.contains("|X")).count();
+        for part in parts {
+            let count = part.versions.map_or(0, |(first, last)| last - first + 1);
+            assert!(lines(part.bytes.clone()) as u64 == count, "{text:?}: {part:?}");
+        }
+    };
+    let damaged = SurveyEnd::Damaged(JournalError::NoLine);
+    check("", &[(None, SurveyEnd::Clean)]);
+    check("5: 1|X()\n6: 1|X(a):1,2\n", &[(Some((5, 6)), SurveyEnd::Clean)]);
+    check("5: 1|X()\n6: 1|X(", &[(Some((5, 5)), SurveyEnd::Torn)]);
+    check("5: 1|X()\n6: 1|Y()", &[(Some((5, 5)), SurveyEnd::Torn)]);
+    check("5: 1|X()\n\0\0\0\0", &[(Some((5, 5)), SurveyEnd::Torn)]);
+    check("5: 1|X()\n6: 1|Y(7: 1|X)\n", &[(Some((5, 6)), SurveyEnd::Clean)]);
+    let apart = (Some((8, 8)), SurveyEnd::Clean);
+    let gap = SurveyEnd::Gap { expected: 6, found: 8 };
+    check("5: 1|X()\n8: 1|X()\n", &[(Some((5, 5)), gap), apart]);
+    for middle in
+        ["6: 1|Y(\n", "\n", "6: |Y()\n", "6: 1|Y():\n", "6: 1|()\n", "6 1|Y()\n", "06: 1|Y()\n", "6: 1|Y()\0\n"]
+    {
+        check(&format!("5: 1|X()\n{middle}8: 1|X()\n"), &[(Some((5, 5)), damaged), apart]);
+    }
+    // A line that hides in damage between two that follow each other: something was there.
+    check("5: 1|X()\n?\n6: 1|X()\n", &[(Some((5, 5)), damaged), (Some((6, 6)), SurveyEnd::Clean)]);
+    // The last of all numbers has none that follows.
+    check("18446744073709551615: 1|Y()\n5: 1|X()\n", &[(Some((5, 5)), SurveyEnd::Clean)]);
+}
+
+#[test]
+fn a_repaired_chunk_gets_the_version_that_the_line_gives_as_its_result() {
+    let mut namespace = filled();
+    assert_eq!(
+        changelog::replay(&mut namespace, b"29: 1795299020|REPAIR(3,0):7\n30: 1795299021|REPAIR(3,2):0\n", 0),
+        Ok(2)
+    );
+    let file = *namespace.state.node(3).unwrap();
+    assert_eq!(namespace.state.chunks.at(namespace.state.chunk_of(&file, 0)).version.0, 7);
+    assert_eq!((namespace.state.chunk_of(&file, 2), namespace.state.times(&file).mtime.seconds()), (0, 1_795_299_021));
+    for bad in ["REPAIR(3,0)", "REPAIR(3):1", "REPAIR(3,0):", "REPAIR(3,0):-1", "REPAIR(3,0,1):1", "REPAIR(3,0):1,2"] {
+        let refused = changelog::replay(&mut namespace, format!("31: 1795299020|{bad}\n").as_bytes(), 0);
+        assert!(matches!(refused, Err(changelog::ChangelogError::Unknown { .. })), "{bad}: {refused:?}");
+    }
 }
 
 /// A file of 1.6 as the specification describes it: root, a file of two names in an entry list without ids.

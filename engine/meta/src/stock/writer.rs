@@ -18,6 +18,8 @@ const SIGNATURE: &[u8; 8] = b"MFSM 2.0";
 const SESSION_COUNTERS: u16 = 16;
 /// Bytes given to the sink at a time, about.
 const PIECE_BYTES: usize = 1 << 20;
+/// Zeros of a hole that are put out at a time.
+const HOLE_BYTES: usize = 1 << 16;
 /// Masks of a label expression. Spec 50, 4.2.
 const LABEL_GROUPS: u8 = 4;
 
@@ -77,7 +79,7 @@ fn put_section(state: &State, section: Section, now: u32, emit: &mut dyn FnMut(&
                 state.node_count().put(out);
             });
             for inode in state.inodes() {
-                put(&mut |out| put_node(state, inode, out));
+                put_node(state, inode, &mut put);
             }
             put(&mut |out| out.push(0));
         }
@@ -207,32 +209,43 @@ fn put_classes(state: &State, put: &mut Put<'_>) {
     put(&mut |out| out.extend([0; 10]));
 }
 
-fn put_node(state: &State, inode: u32, out: &mut Vec<u8>) {
+fn put_node(state: &State, inode: u32, put: &mut Put<'_>) {
     let node = state.at(inode);
     let (uid, gid) = state.owner(node);
-    out.push(node.kind() as u8);
-    inode.put(out);
-    out.extend([node.class, node.eattr(), node.winattr()]);
-    node.mode().put(out);
+    let slots = state.slots(node).min(CHUNK_INDEX_MAX);
     let Times { atime, mtime, ctime } = state.times(node);
-    put_words(&[uid, gid, atime.seconds(), mtime.seconds(), ctime.seconds()], out);
-    state.trash_hours(node).put(out);
-    if node.has_data() {
-        node.length().put(out);
-        let slots = state.slots(node).min(CHUNK_INDEX_MAX);
-        slots.put(out);
-        let mut next = 0;
-        for (index, chunk) in state.chunks_from(node, 0).take_while(|(index, _)| *index < slots) {
-            out.extend(std::iter::repeat_n(0, (index - next) as usize * 8));
-            state.chunks.at(chunk).id.put(out);
-            next = index + 1;
+    put(&mut |out| {
+        out.push(node.kind() as u8);
+        inode.put(out);
+        out.extend([node.class, node.eattr(), node.winattr()]);
+        node.mode().put(out);
+        put_words(&[uid, gid, atime.seconds(), mtime.seconds(), ctime.seconds()], out);
+        state.trash_hours(node).put(out);
+        if node.has_data() {
+            node.length().put(out);
+            slots.put(out);
+        } else if node.is_symlink() {
+            let target = state.target(node);
+            (target.len() as u32).put(out);
+            out.extend_from_slice(target);
+        } else if is_device(node) {
+            node.rdev().put(out);
         }
-    } else if node.is_symlink() {
-        let target = state.target(node);
-        (target.len() as u32).put(out);
-        out.extend_from_slice(target);
-    } else if is_device(node) {
-        node.rdev().put(out);
+    });
+    if !node.has_data() {
+        return;
+    }
+    let mut next = 0;
+    for (index, chunk) in state.chunks_from(node, 0).take_while(|(index, _)| *index < slots) {
+        // A hole may be as large as the largest file: it is not gathered in memory.
+        let mut hole = (index - next) as usize * 8;
+        while hole != 0 {
+            let piece = hole.min(HOLE_BYTES);
+            put(&mut |out| out.resize(piece, 0));
+            hole -= piece;
+        }
+        put(&mut |out| state.chunks.at(chunk).id.put(out));
+        next = index + 1;
     }
 }
 

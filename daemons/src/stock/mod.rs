@@ -1,11 +1,17 @@
 //! `mooring import`, `mooring export` and `mfsmetadump`: MooseFS's `metadata.mfs` in, out, and as text. Spec 50 and 71.
 //!
-//! Import and export work on a master that was stopped in order, read one file and write another, and never touch what
-//! they read: the way back stays open.
+//! Import and export work on a master that does not run, read its files and write another one, and never touch what
+//! they read: the way back stays open. `moosefs` finds and loads what a MooseFS master left, `in_place` is
+//! `mfsmaster -a` in its own folder, `restore` is `mfsmetarestore`, `dirinfo` is `mfsmetadirinfo`.
 
-use std::fs::{self, File, OpenOptions};
+pub mod dirinfo;
+mod in_place;
+mod moosefs;
+mod new_file;
+pub mod restore;
+
+use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -13,9 +19,10 @@ use meta::stock::{self, Dump, StockError};
 use meta::{Namespace, Policy, image};
 use wire::MetaId;
 
-use crate::master::FILE_MODE;
-use crate::process::{self, MASTER};
+use self::moosefs::{Files, Image, Kind};
 use crate::promote::refuse_other_metadata;
+
+pub(crate) use self::in_place::take_over;
 
 /// What a master that was stopped in order leaves, MooseFS's and ours.
 const CLEAN: &str = "metadata.mfs";
@@ -24,12 +31,16 @@ const PIECE_BYTES: usize = 1 << 20;
 /// Take over a MooseFS cluster: make a Mooring master's metadata of a MooseFS master's metadata.mfs
 #[derive(Debug, Clone, clap::Args)]
 pub struct ImportArguments {
-    /// metadata.mfs of a MooseFS master that was stopped in order (mfsmaster stop), or the folder that holds it
-    #[arg(value_name = "FILE")]
+    /// The folder (DATA_PATH) of a MooseFS master that does not run, or of its metalogger, or one image in it
+    /// (metadata.mfs, metadata.mfs.back, metadata_ml.mfs.back); changes in the change logs beside it come along
+    #[arg(value_name = "FOLDER|FILE")]
     from: PathBuf,
     /// The new master's folder (DATA_PATH), without metadata so far
     #[arg(long, value_name = "FOLDER")]
     to: PathBuf,
+    /// Go on without the changes from this version on; an import that was refused names it
+    #[arg(long, value_name = "VERSION")]
+    lose_changes_from: Option<u64>,
 }
 
 /// The way back: make a metadata.mfs for MooseFS 3.0.117 of a Mooring master's metadata
@@ -84,39 +95,28 @@ fn status(program: &str, result: Result<(), String>) -> ExitCode {
 }
 
 fn try_import(arguments: &ImportArguments) -> Result<(), String> {
-    let from = file_in(
-        &arguments.from,
-        "a MooseFS master leaves it when it is stopped in order: start it once (mfsmaster -a after a crash) and stop it",
-    )?;
+    let from = &arguments.from;
     refuse_other_metadata(&arguments.to)?;
-    let folder = from.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if let Some(pid) = process::owner(&folder.join(MASTER.lock_file()))? {
-        let (folder, pid) = (folder.display(), pid.as_raw_nonzero());
-        return Err(format!(
-            "mfsmaster runs in {folder} (pid {pid}): what it changes from now on would be lost; stop it"
-        ));
+    let folder = if from.is_dir() { from.as_path() } else { folder_of(from) };
+    moosefs::refuse_running(folder)?;
+    let mut files = Files::find(folder)?;
+    if from.is_dir() {
+        refuse_ours(&files, folder)?;
+        files.images.retain(|image| image.kind == Kind::MooseFs);
+    } else {
+        let image = Image::look(from)?.filter(|image| image.kind == Kind::MooseFs);
+        let image = image.ok_or_else(|| at(from, StockError::NotStock))?;
+        files.others = std::mem::replace(&mut files.images, vec![image]);
     }
+    let loaded = moosefs::load(&files, arguments.lose_changes_from)?;
+    loaded.describe().iter().for_each(|line| say(line));
+    let mut namespace = loaded.namespace;
     let now = now();
-    let mut loader = stock::Loader::new();
-    let beside = from.with_file_name("sessions.mfs");
-    if let Ok(sessions) = fs::read(&beside)
-        && let Err(why) = loader.sessions(&sessions)
-    {
-        say(&format!("note          {why}; mounts must be mounted again"));
-    }
-    read_pieces(&from, |piece| loader.push(piece).map_err(|error| error.to_string()))?;
-    let imported = loader.finish(Policy::default(), now).map_err(|error| at(&from, error))?;
-    let mut namespace = imported.namespace;
-    refuse_later_changes(folder, &from, namespace.version())?;
-    let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0u8);
-    stock::name(&mut namespace, MetaId(u64::from(now) << 32 | random & 0xFFFF_FFFF), now);
-    for note in &imported.notes {
-        say(&format!("note          {note}"));
-    }
+    give_identity(&mut namespace, now);
     describe(&namespace);
-    fs::create_dir_all(&arguments.to).map_err(|error| at(&arguments.to, error))?;
+    std::fs::create_dir_all(&arguments.to).map_err(|error| at(&arguments.to, error))?;
     let to = arguments.to.join(CLEAN);
-    write_durably(&to, |sink| image::write(&namespace.freeze(), now, sink).map(drop))?;
+    new_file::write_durably(&to, &mut |sink| image::write(&namespace.freeze(), now, sink).map(drop))?;
     say(&format!(
         "\n{} is ready, {} is as it was. Start the master on the address of the old one: mounts and chunkservers go on \
          by themselves.",
@@ -132,7 +132,7 @@ fn try_export(arguments: &ExportArguments) -> Result<(), String> {
     let namespace = load_ours(&from)?;
     describe(&namespace);
     let now = now();
-    write_durably(&arguments.to, |sink| stock::write(&namespace, now, sink))?;
+    new_file::write_durably(&arguments.to, &mut |sink| stock::write(&namespace, now, sink))?;
     say(&format!(
         "\n{} is ready for MooseFS 3.0.117. Put it as {CLEAN} into a data folder without other metadata and start \
          mfsmaster on the address of this master.",
@@ -162,30 +162,27 @@ fn try_dump(arguments: &DumpArguments) -> Result<(), String> {
     dump.finish().map_err(|error| at(path, error))
 }
 
-/// Errors: a change log beside the file has changes that the file does not: `version` is that of its next one.
-fn refuse_later_changes(folder: &Path, file: &Path, version: u64) -> Result<(), String> {
-    for entry in fs::read_dir(folder).map_err(|error| at(folder, error))? {
-        let entry = entry.map_err(|error| at(folder, error))?;
-        let name = entry.file_name();
-        let is_log = name.to_str().is_some_and(|name| name.starts_with("changelog") && name.ends_with(".mfs"));
-        if !is_log {
-            continue;
-        }
-        let lines = fs::read(entry.path()).map_err(|error| at(&entry.path(), error))?;
-        let parts = stock::changelog::parts(&lines);
-        if let Some(last) = parts.iter().filter_map(|part| part.versions).map(|(_, last)| last).max()
-            && last >= version
-        {
-            return Err(format!(
-                "{} ends before change {version}, but {} goes on to {last}: what is in it would be lost. The MooseFS \
-                 master was not stopped in order: start it once with mfsmaster -a, stop it, and import the {CLEAN} that \
-                 it leaves",
-                file.display(),
-                entry.path().display()
-            ));
-        }
+/// Errors: the folder is a master's or metalogger's of ours.
+fn refuse_ours(files: &Files, folder: &Path) -> Result<(), String> {
+    match files.images.iter().find(|image| image.kind == Kind::Ours) {
+        Some(image) => Err(format!(
+            "{} is of a Mooring master: a start in {} goes on from it, and nothing is to be imported (from a \
+             metalogger's folder: mooring promote)",
+            image.path.display(),
+            folder.display()
+        )),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// Metadata that never had an identity get one.
+fn give_identity(namespace: &mut Namespace, now: u32) {
+    let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0u8);
+    stock::name(namespace, MetaId(u64::from(now) << 32 | random & 0xFFFF_FFFF), now);
+}
+
+fn folder_of(file: &Path) -> &Path {
+    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// The file itself, or the clean image in a folder.
@@ -220,40 +217,10 @@ fn read_pieces(path: &Path, mut take: impl FnMut(&[u8]) -> Result<(), String>) -
     }
 }
 
-/// A new file, whole or not at all, of the folder's owner: the master's user must be able to read and rename it.
-fn write_durably(
-    path: &Path,
-    fill: impl FnOnce(&mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()>,
-) -> Result<(), String> {
-    if path.exists() {
-        return Err(format!("{} is there already, and nothing is overwritten", path.display()));
-    }
-    let folder = match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
-    let name = path.file_name().ok_or_else(|| format!("{} names no file", path.display()))?;
-    // A name that no master takes for metadata.
-    let temporary = folder.join(format!(".{}.incomplete", name.to_string_lossy()));
-    let write = || -> io::Result<()> {
-        let owner = fs::metadata(folder)?;
-        let mut how = OpenOptions::new();
-        let mut file = how.write(true).create(true).truncate(true).mode(FILE_MODE).open(&temporary)?;
-        fill(&mut |piece| file.write_all(piece))?;
-        std::os::unix::fs::chown(&temporary, Some(owner.uid()), Some(owner.gid()))?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        File::open(folder)?.sync_all()
-    };
-    write().map_err(|error| {
-        let _ = fs::remove_file(&temporary);
-        at(path, error)
-    })
-}
-
 fn describe(namespace: &Namespace) {
     let (totals, sizes) = (namespace.totals(), namespace.sizes());
-    say(&format!("file system   {}, changes up to {}", namespace.meta_id(), namespace.version() - 1));
+    let changes = namespace.version().saturating_sub(1);
+    say(&format!("file system   {}, changes up to {changes}", namespace.meta_id()));
     say(&format!("nodes         {} ({} directories, {} files)", totals.nodes, totals.dirs, totals.files));
     say(&format!("chunks        {}", sizes.chunks));
 }
@@ -273,29 +240,4 @@ fn now() -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn import_of(file: &Path, to: PathBuf) -> Result<(), String> {
-        try_import(&ImportArguments { from: file.to_owned(), to })
-    }
-
-    #[test]
-    fn an_image_that_its_change_logs_go_beyond_is_not_taken() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let namespace = Namespace::new(MetaId(7), Policy::default(), 1_795_300_000);
-        let version = namespace.version();
-        let back = folder.path().join("metadata.mfs.back");
-        fs::write(&back, stock::to_bytes(&namespace, 0)).expect("the image is written");
-        let log = folder.path().join("changelog.0.mfs");
-        fs::write(&log, format!("{version}: 1795300001|ACCESS(1)\n{}: 17953", version + 1))
-            .expect("the log is written");
-        let to = folder.path().join("new");
-        let refused = import_of(&back, to.clone()).expect_err("a change would be lost");
-        assert!(refused.contains("changelog.0.mfs") && refused.contains("mfsmaster -a"), "{refused}");
-        assert!(!to.join(CLEAN).exists());
-        fs::write(&log, format!("{}: 1795300001|ACCESS(1)\n", version - 1)).expect("the log is written");
-        import_of(&back, to.clone()).expect("the image has all that the log has");
-        assert!(to.join(CLEAN).exists());
-    }
-}
+mod tests;
