@@ -1,7 +1,7 @@
 //! Speed and memory of the namespace: `cargo run --release --example measure [millions of files [empty]]`.
 //!
 //! Creates files with 19-letter names in directories of a thousand, empty and (without the second word) with one chunk
-//! each, then looks them up in random order, freezes, writes and loads an image, and replays the journal. Times are
+//! each, then looks them up in random order, sets times, freezes, writes and loads an image, and replays the journal. Times are
 //! processor time, save for those of single requests: their worst is measured by the clock, beside an image that
 //! another thread writes and without one.
 
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use meta::journal::Batch;
 use meta::session::SessionParams;
 use meta::{Caller, Namespace, Policy};
-use wire::{Inode, MetaId, NodeKind, VersionWord};
+use wire::{Inode, MetaId, NodeKind, Time, VersionWord};
 
 const NOW: u32 = 1_800_000_000;
 
@@ -21,7 +21,8 @@ fn main() {
     let before = resident_bytes();
     let mut ns = Namespace::new(MetaId(1), Policy::default(), NOW);
     let session = ns.session_add(NOW, SessionParams::full_access());
-    let caller = Caller { session, version: VersionWord::OURS, uid: 0, gids: &[0], now: NOW.into() };
+    let caller =
+        Caller { session, version: VersionWord::OURS, uid: 0, gids: &[0], now: Time::at(NOW.into(), 123_456_789) };
 
     let directories: Vec<Inode> = (0..files.div_ceil(1000))
         .map(|n| ns.mkdir(&caller, Inode::ROOT, format!("directory{n}").as_bytes(), 0o755, 0, true).expect("new").0)
@@ -75,6 +76,17 @@ fn main() {
     let full = resident_bytes() - before - own(&journal, &inodes);
     println!("bytes per file of one chunk: {:.1}", full as f64 / files as f64);
     println!("{:?}\n{:?}", ns.sizes(), ns.memory());
+    let timer = Timer::start("times apart");
+    for (n, inode) in inodes.iter().enumerate() {
+        ns.amtime(NOW + 20, session, *inode, NOW + 10, NOW + 20);
+        if n % 1000 == 0 {
+            drain(&mut ns, &mut batch, &mut journal);
+        }
+    }
+    timer.stop(files);
+    drain(&mut ns, &mut batch, &mut journal);
+    let apart = resident_bytes() - before - own(&journal, &inodes);
+    println!("bytes per file whose times lie apart: {:.1}", apart as f64 / files as f64);
     journal.extend(pause(&mut ns, &caller, &directories, files));
 
     let timer = Timer::start("freeze");
