@@ -427,6 +427,8 @@ fn a_file_is_granted_to_a_writer_and_shown_to_a_reader() {
         let found = client.lookup("file").await.unwrap();
         assert_eq!((found.inode, found.attr.extra), (inode, 5000));
         assert_eq!(found.chunk_zero.map(|zero| zero.chunkid), Some(grant.chunkid));
+        let folder = client.lookup(".").await.unwrap();
+        assert_ne!(folder.attr.flags & attr_flags::ALLOW_DATA_CACHE, 0, "only a file may lose that");
         let (uid, gids) = (0, Gids::list(&[0]));
         let cut = CltomaFuseTruncate { msgid: 1, inode, flags: 0, uid, gids, length: 100 };
         let cut: MatoclFuseTruncate = client.get(&cut).await.unwrap();

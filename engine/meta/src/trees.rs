@@ -399,6 +399,9 @@ impl Namespace {
     /// Makes a class. Errors: `EPERM_NOTADMIN`, `EINVAL`, `CLASSEXISTS`, `CLASSLIMITREACH`. Spec 32, 32.10.
     pub fn class_create(&mut self, caller: &Caller<'_>, class: &StorageClass) -> Result<(), Status> {
         self.must_be_admin(caller)?;
+        if self.state.classes.by_name(&class.name).is_some() {
+            return Err(Status::CLASSEXISTS);
+        }
         self.class_set(caller.now, class, true)
     }
 

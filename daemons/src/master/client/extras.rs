@@ -22,7 +22,7 @@ use wire::{
     MatoclFuseGettrashpath, MatoclFuseGettrashtime, MatoclFuseGetxattr, MatoclFuseGetxattrLength, MatoclFuseParents,
     MatoclFusePaths, MatoclFuseRepair, MatoclNodeInfo, MatoclSclassChange, MatoclSclassList, MatoclSclassListLong,
     Name, NamedClass, NodeInfo, NodeInfoChunk, NodeKind, Packet, QuotaSet, Status, Text, TrashtimeCount, Version,
-    WireError,
+    WireError, knows_open_flags,
 };
 
 use super::{Class, Request};
@@ -143,7 +143,7 @@ impl Request<'_> {
 
     fn get_eattr(&mut self, packet: &CltomaFuseGeteattr) {
         let msgid = packet.msgid;
-        let known: u32 = if self.link.version.at_least(3, 0, 113) { 0xFF } else { 0x1F };
+        let known: u32 = if knows_open_flags(self.link.version) { 0xFF } else { 0x1F };
         let result = self.core.namespace.get_eattrs(self.session, packet.inode, packet.gmode).map(|tally| {
             let masked = |counts: BTreeMap<u32, u32>| {
                 let mut sums = BTreeMap::new();

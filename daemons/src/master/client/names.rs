@@ -78,7 +78,7 @@ impl Request<'_> {
         let keep = may_use && self.core.cache.may_keep(found.real, self.session) && knows_flags && !direct;
         if keep {
             flags |= lookup_flags::KEEPCACHE;
-        } else {
+        } else if attr.kind == wire::NodeKind::File {
             attr.flags &= !attr_flags::ALLOW_DATA_CACHE;
         }
         let chunk_zero = found.only_chunk.filter(|_| knows_flags).and_then(|chunk| self.chunk_zero(chunk));

@@ -431,6 +431,16 @@ fn symlinks_inherit_a_default_acl_too() {
 }
 
 #[test]
+fn a_class_whose_name_is_taken_is_refused_for_that_first() {
+    let mut world = World::new();
+    let mut class = world.ns.class(2).unwrap().clone();
+    class.keep.clear();
+    assert_eq!(world.ns.class_create(&world.root(), &class), Err(Status::CLASSEXISTS));
+    class.name = b"new".to_vec();
+    assert_eq!(world.ns.class_create(&world.root(), &class), Err(Status::EINVAL));
+}
+
+#[test]
 fn the_archive_flag_of_another_s_file_is_refused_for_the_file_and_counted_for_a_folder() {
     let mut world = World::new();
     let directory = world.mkdir(ROOT, "d");
