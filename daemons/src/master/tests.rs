@@ -493,7 +493,10 @@ fn who_is_told_of_anothers_change_is_told_when_that_is_durable() {
         second.create("name").await
     });
     assert_eq!(refused, Some(Err(Status::EEXIST)));
-    assert!(scene.world.now().saturating_duration_since(began) > slow / 2 && made.is_finished(), "the name is durable");
+    assert!(scene.world.now().saturating_duration_since(began) > slow / 2, "the name is durable");
+    // Both answers left together; the network may hand over the second one first.
+    scene.world.run_for(Duration::from_millis(20));
+    assert!(made.is_finished());
 }
 
 #[test]

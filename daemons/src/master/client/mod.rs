@@ -306,7 +306,8 @@ impl Request<'_> {
     }
 
     fn reply(&mut self, packet: Vec<u8>) {
-        if only_looks(self.answer - 1) {
+        let (kind, _) = wire::without_long_times(self.answer - 1);
+        if only_looks(kind) {
             self.core.reply(&self.link.outbox, packet);
         } else {
             self.core.reply_behind_all(&self.link.outbox, packet);
