@@ -48,7 +48,8 @@ struct Arguments {
     /// A folder on the disk with the masters' data; everything goes into a new folder in it
     #[arg(long)]
     dir: Option<PathBuf>,
-    /// Measure memory only: bytes for each file, read from the processes once the lines for metaloggers are forgotten
+    /// Measure memory, stop and start only: bytes for each file, read from the processes once the lines for
+    /// metaloggers are forgotten
     #[arg(long)]
     memory: bool,
     #[arg(long, hide = true)]
@@ -141,14 +142,17 @@ fn speed(arguments: &Arguments, root: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Empty, then with files.
+/// Empty, then with files; then stopped and started with them.
 fn memory(arguments: &Arguments, root: &Path) -> Result<(), String> {
     const MIB: f64 = (1 << 20) as f64;
-    println!("| master | empty, MiB | with {} empty files, MiB | bytes per file |\n|---|---|---|---|", arguments.files);
+    println!(
+        "| master | empty, MiB | with {} empty files, MiB | bytes per file | stop, s | start, s |\n|---|---|---|---|---|---|",
+        arguments.files
+    );
     for (number, description) in (0..).zip(&arguments.subjects) {
         let mut description = description.clone();
         description.lines.push_str("\nCHANGELOG_PRESERVE_SECONDS = 0");
-        let subject = Subject::start(&description, number, root)?;
+        let mut subject = Subject::start(&description, number, root)?;
         let settle = || std::thread::sleep(Duration::from_secs(4));
         settle();
         let empty = subject.memory_bytes();
@@ -157,7 +161,9 @@ fn memory(arguments: &Arguments, root: &Path) -> Result<(), String> {
         settle();
         let full = subject.memory_bytes();
         let each = full.saturating_sub(empty) as f64 / arguments.files as f64;
-        println!("| {} | {:.1} | {:.1} | {each:.1} |", subject.name(), empty as f64 / MIB, full as f64 / MIB);
+        let (empty, full) = (empty as f64 / MIB, full as f64 / MIB);
+        let (stop, start) = subject.restart()?;
+        println!("| {} | {empty:.1} | {full:.1} | {each:.1} | {stop:.1} | {start:.1} |", subject.name());
     }
     println!("\nLoad of the machine: {}", load_of_the_machine());
     Ok(())
