@@ -1,7 +1,7 @@
 #!/bin/bash
 # Measures masters alone, by their clients' port, MooseFS's beside ours in one run, and prints tables.
 # usage: bench/master.sh [--jobs J,...] [--rounds N] [--files N] [--seconds S] [--subject 'NAME=mooring;LINE']...
-# [--memory (and start)] [--dir FOLDER ON THE DISK]; --help says more. Needs root and Debian's moosefs-master.
+# [--memory] [--dir FOLDER ON THE DISK]; --help says more. Needs root and Debian's moosefs-master.
 # Results, with the machine they were taken on, are kept in bench/RESULTS.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
