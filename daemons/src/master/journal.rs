@@ -326,17 +326,18 @@ impl JournalFile {
     }
 
     /// 0 to 1, and those before on by one. None goes: an image that has their lines comes first (`remove_old`). A file
-    /// without lines stays. Returns whether files moved. Spec 51, 3.
-    async fn rotate(&mut self) -> io::Result<bool> {
+    /// without lines stays. `rotations` counts before the first file moves: if it fails in the middle, one file more is
+    /// kept rather than one too few. Spec 51, 3.
+    async fn rotate(&mut self, rotations: &mut u32) -> io::Result<()> {
         let has_lines = match &self.file {
             Some(growing) => growing.lines > 0,
             None => match self.ring.stat(&journal_path(&self.folder, 0)).await {
                 Ok(stat) => stat.size > 0,
-                Err(error) => return gone_is_fine(Err(error)).map(|()| false),
+                Err(error) => return gone_is_fine(Err(error)),
             },
         };
         if !has_lines {
-            return Ok(false);
+            return Ok(());
         }
         // If this fails, the file stays the one that is written: whoever opened it anew would take its zeros for lines.
         if let Some(growing) = &mut self.file {
@@ -349,15 +350,20 @@ impl JournalFile {
         self.file = None;
         self.has_lines = false;
         let mut free = 1;
-        while self.ring.stat(&journal_path(&self.folder, free)).await.is_ok() {
-            free += 1;
+        // What cannot be looked at may be there: a name that is taken for free would cost the file that has it.
+        loop {
+            match self.ring.stat(&journal_path(&self.folder, free)).await {
+                Ok(_) => free += 1,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                Err(error) => return Err(error),
+            }
         }
+        *rotations = rotations.wrapping_add(1);
         for number in (0..free).rev() {
             let (from, to) = (journal_path(&self.folder, number), journal_path(&self.folder, number + 1));
             gone_is_fine(self.ring.rename(&from, &to).await)?;
         }
-        self.ring.sync_dir(&self.folder).await?;
-        Ok(true)
+        self.ring.sync_dir(&self.folder).await
     }
 }
 
@@ -365,10 +371,7 @@ impl JournalFile {
 async fn rotate(master: &Shared, file: &mut JournalFile) -> io::Result<()> {
     let mut rotations = master.rotations.lock().await;
     let _moving = master.moves.begin();
-    if file.rotate().await? {
-        *rotations += 1;
-    }
-    Ok(())
+    file.rotate(&mut rotations).await
 }
 
 /// Removes journal files beyond those that are to be kept, now that an image is safe. `rotations`: how many there had
