@@ -37,9 +37,11 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures_util::future::select;
 use meta::chunks::Topology;
 use ring::local::{Mutex, Notify};
 use ring::{JoinHandle, Listener, Ring, Stream};
@@ -222,7 +224,17 @@ pub async fn run(
         task.abort();
     }
     saver.abort();
-    stop(&master, writer).await;
+    // A stop may wait for the folder: whoever says that another one is meant is still heard.
+    let heard = async {
+        while let Some(wish) = wishes.recv().await {
+            if matches!(wish, Wish::Reload) {
+                master.core.borrow_mut().journal.accept_folder();
+                master.journal_wake.notify_one();
+            }
+        }
+        std::future::pending::<()>().await
+    };
+    select(pin!(stop(&master, writer)), pin!(heard)).await;
     Ok(())
 }
 
