@@ -12,14 +12,20 @@ use std::process::Command;
 
 const TUNABLES: &str = "GLIBC_TUNABLES";
 const HUGE: &str = "glibc.malloc.hugetlb";
+/// Set in the second start. The other variable may be gone again by then: for a program with privileges of its own (file
+/// capabilities) the C library removes it.
+const SECOND: &str = "MOORING_SECOND_START";
 
 /// Call it first in `main`: what runs before runs twice. Returns if nothing is to be done, or cannot be.
 pub fn ask_for_huge_pages() {
+    if std::env::var_os(SECOND).is_some() {
+        return;
+    }
     let Some(tunables) = with_huge(std::env::var_os(TUNABLES)) else { return };
     let mut words = std::env::args_os();
     let (Ok(program), Some(called_as)) = (std::env::current_exe(), words.next()) else { return };
     // Comes back only if it fails, for example since the program's file was replaced: it works without, only slower.
-    let _ = Command::new(program).arg0(called_as).args(words).env(TUNABLES, tunables).exec();
+    let _ = Command::new(program).arg0(called_as).args(words).env(TUNABLES, tunables).env(SECOND, "1").exec();
 }
 
 /// The variable's new text; None if it speaks of huge pages already.
