@@ -98,7 +98,9 @@ impl Core {
         budget -= 1;
         let inode = Inode(round.inode);
         let Some(placed) = self.namespace.placed(inode) else {
-            (round.inode, round.slot) = (round.inode + 1, 0);
+            // It may have been there when the step before looked at its first chunks.
+            let found = std::mem::take(&mut round.found);
+            *round = Round { found, inode: round.inode + 1, ..Round::default() };
             return budget;
         };
         for (index, chunk) in self.namespace.file_chunks(inode, round.slot).into_iter().flatten() {

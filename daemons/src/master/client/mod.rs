@@ -346,7 +346,7 @@ fn answer_number(stock: u32, long_times: bool) -> u32 {
 fn only_looks(kind: u32) -> bool {
     matches!(
         kind,
-        360 | 402..=408 | 412 | 428 | 430 | 440 | 442 | 446 | 450..=454 | 462 | 470 | 472 | 478 | 484..=488 | 546
+        CltomaWhy::TYPE | 360 | 402..=408 | 412 | 428 | 430 | 440 | 442 | 446 | 450..=454 | 462 | 470 | 472 | 478 | 484..=488 | 546
     )
 }
 
@@ -368,4 +368,19 @@ fn with_header(kind: u32, mut out: Vec<u8>) -> Vec<u8> {
 
 fn client_keep_alive() -> KeepAlive {
     KeepAlive { nop: ClientNop { msgid: 0 }.encode(), every: NOP_EVERY }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_only_looks_does_not_wait_for_the_disk() {
+        for kind in [CltomaWhy::TYPE, wire::CltomaFuseGetattr::TYPE, wire::CltomaFuseLookup::TYPE] {
+            assert!(only_looks(kind), "{kind}");
+        }
+        for kind in [wire::CltomaFuseMkdir::TYPE, CltomaFuseTruncate::TYPE, CltomaFuseWriteChunkEnd::TYPE] {
+            assert!(!only_looks(kind), "{kind}");
+        }
+    }
 }

@@ -14,7 +14,7 @@ use super::Request;
 use crate::master::core::Core;
 
 /// Chunks that one answer tells of; the tool asks on.
-const CHUNKS_MAX: usize = 256;
+const CHUNKS_MAX: usize = 32;
 /// Unknown chunks that one answer lists.
 const UNKNOWN_MAX: usize = 4096;
 /// Servers that are told of one by one, for each chunk.
