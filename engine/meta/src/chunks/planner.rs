@@ -461,7 +461,7 @@ impl Chunks {
             let targets: Vec<ServerId> =
                 self.replications.keys().filter(|key| key.0 == chunk).map(|key| key.1).collect();
             for target in targets {
-                self.take_replication(chunk, target);
+                self.give_up_replication(chunk, target);
             }
             self.end_replication(chunk, effects);
             self.review(chunk, table, now);
