@@ -466,6 +466,23 @@ impl Chunks {
             self.end_replication(chunk, effects);
             self.review(chunk, table, now);
         }
+        // Those that only balance have no operation.
+        let lost: Vec<(ChunkId, ServerId)> = self
+            .replications
+            .iter()
+            .filter(|(_, replication)| replication.started.saturating_add(LOCK_SECONDS) < now)
+            .map(|(&key, _)| key)
+            .collect();
+        for (chunk, target) in lost {
+            self.give_up_replication(chunk, target);
+            if let Some(record) = self.records.get_mut(&chunk)
+                && record.copy(target).is_none()
+            {
+                record.set(target, CopyState::INVALID);
+                record.needs_version_increase = true;
+            }
+            self.review(chunk, table, now);
+        }
     }
 }
 

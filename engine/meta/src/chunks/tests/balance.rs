@@ -2,14 +2,20 @@
 
 use super::*;
 
-/// Server 0 is full to 90 %, 1 to 50 %, 2 to 40 %; the chunk is on 0 and 1. Which copies are made in many sweeps, as
-/// (from, to), if all that is ordered is done at once and changes no server's usage.
-fn moves(change: fn(&mut Scene)) -> Vec<(u32, u16)> {
+/// Server 0 is full to 90 %, 1 to 50 %, 2 to 40 %; the chunk is on 0 and 1.
+fn scene() -> Scene {
     let mut scene = Scene::new(3, 5, 2);
     for (number, percent) in [(0, 90), (1, 50), (2, 40)] {
         let server = scene.chunks.servers_mut().get_mut(ServerId(number)).unwrap();
         server.space.used = server.space.total / 100 * percent;
     }
+    scene
+}
+
+/// Which copies are made in many sweeps, as
+/// (from, to), if all that is ordered is done at once and changes no server's usage.
+fn moves(change: fn(&mut Scene)) -> Vec<(u32, u16)> {
+    let mut scene = scene();
     change(&mut scene);
     (0..2).for_each(|number| scene.report(number, 5));
     let mut made = Vec::new();
@@ -64,4 +70,24 @@ fn nothing_is_moved_from_a_server_whose_copies_are_not_deleted() {
     let maintained: fn(&mut Scene) =
         |scene| scene.chunks.servers_mut().get_mut(ServerId(0)).unwrap().maintenance = true;
     assert_eq!(moves(maintained), [(1, 2)]);
+}
+
+#[test]
+fn a_move_that_never_ends_is_given_up_and_frees_both_ends() {
+    let mut scene = scene();
+    (0..2).for_each(|number| scene.report(number, 5));
+    let tick = |scene: &mut Scene, now: u32, elapsed: u32| {
+        scene.effects.clear();
+        scene.chunks.tick(&scene.table, now, Duration::from_secs(u64::from(elapsed)), &mut scene.effects);
+        let server = |number: u16| scene.chunks.servers().get(ServerId(number)).unwrap();
+        (scene.sent().len(), server(0).replications_out, server(2).replications_in)
+    };
+    while tick(&mut scene, NOW, 1).0 == 0 {}
+    assert_eq!(tick(&mut scene, NOW + LOCK_SECONDS, LOCK_SECONDS), (0, 1, 1));
+    // What it left behind is not trusted, and goes.
+    assert_eq!(tick(&mut scene, NOW + LOCK_SECONDS + 1, 1), (1, 0, 0));
+    assert_eq!((scene.sent()[0].0, scene.picture(3).as_str()), (2, "VVD"));
+    let later = NOW + LOCK_SECONDS + 2;
+    scene.chunks.answer_replicate(ServerId(2), CHUNK, Version(5), Status::OK, &scene.table, later, &mut scene.effects);
+    assert_eq!(scene.picture(3), "VVD", "a late answer is not trusted");
 }
