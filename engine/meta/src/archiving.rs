@@ -59,5 +59,7 @@ impl Namespace {
             && u64::from(node.times.ctime().seconds()) + delay < u64::from(now)
             && !node.has_eattr(eattr::IMMUTABLE)
             && self.state.chunks_from(node, 0).any(|(_, chunk)| !self.state.chunks.at(chunk).archived)
+            // A writer is at it, and its ctime comes with the end of the write.
+            && !self.state.chunks_from(node, 0).any(|(_, chunk)| self.state.chunks.at(chunk).is_locked(now))
     }
 }

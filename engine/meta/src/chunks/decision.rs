@@ -424,7 +424,7 @@ impl Chunks {
     }
 
     /// Which copies are too many: those on the fullest servers. Spec 41, 8.3, step 7.1.
-    fn surplus(&self, record: &Record, goal: usize, labels: Option<&Labels>) -> Vec<ServerId> {
+    pub(super) fn surplus(&self, record: &Record, goal: usize, labels: Option<&Labels>) -> Vec<ServerId> {
         let mut held = record.valid_servers();
         let count = held.len().saturating_sub(goal);
         held.sort_by(|a, b| {

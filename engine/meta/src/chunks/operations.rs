@@ -346,6 +346,19 @@ impl Chunks {
         }
     }
 
+    /// Strikes off a replication that was not answered in time, and remembers how slow its ends are.
+    pub(super) fn give_up_replication(&mut self, chunk: ChunkId, target: ServerId) {
+        let Some(replication) = self.replications.get(&(chunk, target)).copied() else { return };
+        let clock = self.clock;
+        if let Some(server) = self.servers.get_mut(target) {
+            server.pace_in.give_up(clock);
+        }
+        if let Some(server) = self.servers.get_mut(replication.source) {
+            server.pace_out.give_up(clock);
+        }
+        self.take_replication(chunk, target);
+    }
+
     /// Strikes a replication off the list and lowers the counters of both ends.
     pub(super) fn take_replication(&mut self, chunk: ChunkId, target: ServerId) -> Option<super::Replication> {
         let replication = self.replications.remove(&(chunk, target))?;

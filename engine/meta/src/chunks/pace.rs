@@ -31,6 +31,13 @@ impl Pace {
         }
     }
 
+    /// A copy was given up. At this server none was completed for so long, so one takes at least that.
+    pub(super) fn give_up(&mut self, clock: f64) {
+        let waited = (clock - self.since).max(0.0);
+        self.seconds_per_copy = Some(self.seconds_per_copy.map_or(waited, |known| known.max(waited)));
+        self.since = clock;
+    }
+
     /// A copy ended otherwise: nothing is learned of it.
     pub(super) fn skip(&mut self, clock: f64) {
         self.since = clock;
@@ -116,6 +123,23 @@ mod tests {
         pace.begin(100.0, 0);
         completed(None, Some(&mut pace), 102.0);
         assert_eq!(pace.seconds_per_copy(), Some(2.0), "idle time is not counted");
+    }
+
+    #[test]
+    fn copies_that_are_given_up_count_as_what_they_took_at_least() {
+        let mut pace = Pace::default();
+        one_by_one(&mut Pace::default(), &mut pace, &[0.5; 4]);
+        (0..3).for_each(|running| pace.begin(2000.0, running));
+        pace.give_up(2121.0);
+        assert_eq!(pace.seconds_per_copy(), Some(121.0));
+        (0..2).for_each(|_| pace.give_up(2121.0)); // those that are overdue in the same tick add nothing
+        assert_eq!((pace.seconds_per_copy(), pace.allows(10.0)), (Some(121.0), 1.0));
+        // Others were completed meanwhile: the end that hangs is not this one.
+        let mut source = Pace::default();
+        (0..2).for_each(|running| source.begin(3000.0, running));
+        (1..=120).for_each(|second| completed(Some(&mut source), None, 3000.0 + f64::from(second)));
+        source.give_up(3121.0);
+        assert_eq!(source.seconds_per_copy(), Some(1.0));
     }
 
     #[test]

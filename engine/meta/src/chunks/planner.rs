@@ -389,8 +389,14 @@ impl Chunks {
             return;
         }
         let usage = |id: ServerId| self.servers.get(id).map_or(0.0, |server| server.usage());
-        let source = record.copies.iter().map(|c| c.server).max_by(|a, b| usage(*a).total_cmp(&usage(*b)));
+        // A spared server's copy is never deleted, so copying it away would not empty it. Of equals the first, as in
+        // `surplus`.
+        let may_go = record.valid_servers().into_iter().filter(|&id| self.servers.get(id).is_some_and(|s| !s.spared()));
+        let source = may_go.rev().max_by(|a, b| usage(*a).total_cmp(&usage(*b)));
         let Some(source) = source else { return };
+        if self.replications.keys().any(|&(running, _)| running == chunk) {
+            return;
+        }
         // Where a copy may be is not given up for the sake of balance.
         let labels = self.rule(chunk, table);
         let fits = |target: ServerId| {
@@ -400,25 +406,28 @@ impl Chunks {
                 self.unmatched(labels, &moved) <= self.unmatched(labels, &held)
             })
         };
-        let target = self
+        // A copy is moved only if the one that it is moved from will be the one that goes: else it goes round for ever.
+        let leaves = |target: ServerId| {
+            let mut copied = record.clone();
+            copied.set(target, CopyState::VALID);
+            self.surplus(&copied, usize::from(facts.goal), labels.as_ref()) == [source]
+        };
+        let mut targets: Vec<ServerId> = self
             .servers
             .iter()
             .filter(|(id, server)| {
                 record.copy(*id).is_none() && !server.spared() && !server.almost_full() && server.space.total > 0
             })
             .map(|(id, _)| id)
-            .filter(|&id| fits(id))
-            .min_by(|a, b| usage(*a).total_cmp(&usage(*b)));
-        let Some(target) = target else { return };
-        if self.replications.keys().any(|&(running, _)| running == chunk) {
-            return;
-        }
+            .filter(|&id| usage(source) - usage(id) > self.settings.acceptable_difference)
+            .collect();
+        targets.sort_by(|a, b| usage(*a).total_cmp(&usage(*b)));
+        let Some(target) = targets.into_iter().find(|&id| fits(id) && leaves(id)) else { return };
         let difference = usage(source) - usage(target);
         let acceptable = self.settings.acceptable_difference;
         let class = if difference > 1.5 * acceptable { Class::FastRebalance } else { Class::SlowRebalance };
         let Some(to) = self.servers.get(target) else { return };
-        let allowed = difference > acceptable
-            && self.too_busy_to_take(target, class, now).is_none()
+        let allowed = self.too_busy_to_take(target, class, now).is_none()
             && self.too_busy_to_give(source, class, now).is_none()
             // A move must not overshoot: a chunk is a large part of a small disk.
             && difference > 2.0 * f64::from(wire::limits::CHUNK_BYTES) / to.space.total as f64;
@@ -452,9 +461,26 @@ impl Chunks {
             let targets: Vec<ServerId> =
                 self.replications.keys().filter(|key| key.0 == chunk).map(|key| key.1).collect();
             for target in targets {
-                self.take_replication(chunk, target);
+                self.give_up_replication(chunk, target);
             }
             self.end_replication(chunk, effects);
+            self.review(chunk, table, now);
+        }
+        // Those that only balance have no operation.
+        let lost: Vec<(ChunkId, ServerId)> = self
+            .replications
+            .iter()
+            .filter(|(_, replication)| replication.started.saturating_add(LOCK_SECONDS) < now)
+            .map(|(&key, _)| key)
+            .collect();
+        for (chunk, target) in lost {
+            self.give_up_replication(chunk, target);
+            if let Some(record) = self.records.get_mut(&chunk)
+                && record.copy(target).is_none()
+            {
+                record.set(target, CopyState::INVALID);
+                record.needs_version_increase = true;
+            }
             self.review(chunk, table, now);
         }
     }

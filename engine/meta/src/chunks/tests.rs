@@ -7,6 +7,7 @@ use wire::{ChunkId, ChunkReport, Ip4, Status, Version, VersionWord};
 
 use super::*;
 
+mod balance;
 mod decisions;
 
 const NOW: u32 = 10_000;
@@ -15,11 +16,15 @@ const CHUNK: ChunkId = ChunkId(7);
 #[derive(Default)]
 struct Known {
     all: BTreeMap<ChunkId, Facts>,
+    labels: Option<Labels>,
 }
 
 impl Table for Known {
     fn facts(&self, chunk: ChunkId) -> Option<Facts> {
         self.all.get(&chunk).copied()
+    }
+    fn labels(&self, _: ChunkId) -> Option<Labels> {
+        self.labels.clone()
     }
     fn next_chunk(&self, position: u32) -> Option<(u32, ChunkId)> {
         let next = self.all.range(ChunkId(u64::from(position) + 1)..).next()?;

@@ -228,6 +228,28 @@ fn files_are_archived_when_their_class_says_so_and_they_are_old_enough() {
 }
 
 #[test]
+fn a_file_that_is_being_written_is_not_archived() {
+    use crate::class::StorageClass;
+    const DAY: u32 = 86_400;
+    let mut world = World::new();
+    let class = StorageClass { name: b"old".to_vec(), arch_delay_days: 2, ..StorageClass::simple_goal(1) };
+    world.ns.class_create(&world.root(), &class).unwrap();
+    let change = crate::ClassChange::Class { from: None, to: world.ns.class_by_name(b"old").unwrap() };
+    let file = world.file(ROOT, "f");
+    let chunk = write(&mut world, file, 0, 1000);
+    world.ns.set_class(&world.root(), file, change, 0).unwrap();
+    let pass = |world: &mut World, now: u32| (0..10).for_each(|_| world.ns.tick_archive(now.into()));
+    let now = world.attr(file).ctime.seconds() + 2 * DAY + 1;
+    let locked_to = world.ns.grant_write(now, file, 0, false, false).unwrap().locked_to;
+    pass(&mut world, now);
+    pass(&mut world, locked_to);
+    assert!(!world.ns.chunk(chunk).unwrap().archived, "its writer has not told yet what it did");
+    pass(&mut world, locked_to + 1);
+    assert!(world.ns.chunk(chunk).unwrap().archived, "the lock ran out, and nothing was written");
+    world.check_replay(&mut Vec::new());
+}
+
+#[test]
 fn a_write_that_a_quota_ends_leaves_no_lock() {
     use crate::quota::{Limits, quota_flags};
     let mut world = World::new();

@@ -235,3 +235,15 @@ fn a_server_that_is_slow_gets_one_copy_at_a_time() {
     let why = scene.chunks.explain(waiting.unwrap(), &scene.table, NOW);
     assert!(matches!(why.targets[1], (_, Refusal::Slow { running: 1, .. })), "{why:?}");
 }
+
+#[test]
+fn a_server_that_completes_nothing_is_known_to_be_slow() {
+    let mut scene = Scene::new(2, 5, 2);
+    scene.report(0, 5);
+    assert_eq!(scene.tick().len(), 1);
+    let elapsed = Duration::from_secs(u64::from(LOCK_SECONDS) + 1);
+    scene.chunks.tick(&scene.table, NOW + LOCK_SECONDS + 1, elapsed, &mut scene.effects);
+    let (from, to) = (scene.chunks.servers().get(ServerId(0)), scene.chunks.servers().get(ServerId(1)));
+    let known = [from.unwrap().pace_out.seconds_per_copy(), to.unwrap().pace_in.seconds_per_copy()];
+    assert_eq!(known, [Some(121.0), Some(121.0)]);
+}
