@@ -10,7 +10,7 @@ use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use meta::image::{self, ImageHeader};
-use meta::journal::{self, Part};
+use meta::journal::{self, Part, SurveyEnd};
 use meta::recovery::{ImageFacts, JournalFacts, Known, Overlap, Plan, Refusal, first_difference, overlaps, plan};
 use meta::stock::{self, changelog};
 use meta::{Namespace, Policy};
@@ -46,6 +46,8 @@ pub(super) struct Files {
     /// Images beside those, which are not to be loaded.
     pub(super) others: Vec<Image>,
     pub(super) logs: Vec<PathBuf>,
+    /// A person named each of them: one that gives nothing is a mistake.
+    pub(super) logs_are_named: bool,
 }
 
 /// Metadata as image and change logs give them.
@@ -174,7 +176,8 @@ pub(super) fn load(files: &Files, lose_from: Option<u64>) -> Result<Loaded, Stri
         let images: Vec<ImageFacts> = files.images.iter().map(|image| facts(image, &damaged)).collect();
         let plan = plan(&images, &journals, &Known::default(), lose_from).map_err(|refusal| {
             let damages: Vec<String> = damaged.iter().map(|(image, why)| at(&image.path, why)).collect();
-            if damages.is_empty() { refusal.to_string() } else { format!("{}; {refusal}", damages.join("; ")) }
+            let refusal = with_line(&refusal, &journals);
+            if damages.is_empty() { refusal } else { format!("{}; {refusal}", damages.join("; ")) }
         })?;
         let image = files.images.iter().find(|image| image.path.display().to_string() == plan.image);
         let image = image.ok_or_else(|| format!("{}: no such image", plan.image))?;
@@ -189,6 +192,7 @@ pub(super) fn load(files: &Files, lose_from: Option<u64>) -> Result<Loaded, Stri
         }
         match load_image(image, &journals) {
             Ok((namespace, notes)) => {
+                no_unreadable_log(&plan, files, &journals, lose_from)?;
                 not_beyond(&plan, files, &damaged, lose_from)?;
                 same_history(&plan, &journals)?;
                 return replay(kind, namespace, plan, notes);
@@ -268,6 +272,50 @@ fn load_image(image: &Image, journals: &[JournalFacts]) -> Result<(Namespace, Ve
     let imported = loader.finish(Policy::default(), now()).map_err(|error| error.to_string())?;
     notes.extend(imported.notes);
     Ok((imported.namespace, notes))
+}
+
+/// A refusal for people; of a damaged file with the line.
+fn with_line(refusal: &Refusal, journals: &[JournalFacts]) -> String {
+    let Refusal::Damaged { file, after, .. } = refusal else { return refusal.to_string() };
+    let ends_there = |journal: &&JournalFacts| {
+        journal.name == *file && journal.versions.is_some_and(|(_, last)| last.checked_add(1) == Some(*after))
+    };
+    let end = journals.iter().find(ends_there).and_then(|journal| usize::try_from(journal.bytes.end).ok());
+    let bytes = fs::read(file).ok();
+    match bytes.as_deref().zip(end).and_then(|(bytes, end)| bytes.get(..end)) {
+        Some(sound) => format!("{file}: line {}: {refusal}", sound.iter().filter(|byte| **byte == b'\n').count() + 1),
+        None => refusal.to_string(),
+    }
+}
+
+/// Errors: a change log of which nothing can be read may hold changes that would be lost. One torn line in a file that
+/// was only found is noted by the plan.
+fn no_unreadable_log(
+    plan: &Plan,
+    files: &Files,
+    journals: &[JournalFacts],
+    lose_from: Option<u64>,
+) -> Result<(), String> {
+    let highest = journals.iter().filter_map(|journal| journal.versions).map(|(_, last)| last).max();
+    let is_bad = |journal: &&JournalFacts| match (journal.end, journal.versions) {
+        (SurveyEnd::Damaged(_), None) => true,
+        // Its last lines may have followed the image.
+        (SurveyEnd::Damaged(_), Some((_, last))) => last < plan.from && Some(last) == highest,
+        (SurveyEnd::Torn, None) => files.logs_are_named,
+        _ => false,
+    };
+    let Some(journal) = journals.iter().find(is_bad).filter(|_| lose_from != Some(plan.to)) else { return Ok(()) };
+    let what = match journal.versions {
+        None => "line 1: there is no whole line in this file: it is damaged, packed or no change log".to_owned(),
+        Some((_, last)) => {
+            format!("damaged after change {last}, and changes that follow the image may have been there")
+        }
+    };
+    Err(format!(
+        "{}: {what}. Unpack it, or copy a sound one from a metalogger; if its changes are not wanted leave it out, or go \
+         on with --lose-changes-from={}",
+        journal.name, plan.to
+    ))
 }
 
 /// Errors: something here, or what MooseFS stored elsewhere in an emergency, is newer than what `plan` comes to.

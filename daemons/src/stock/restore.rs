@@ -66,7 +66,7 @@ fn restore(arguments: &Arguments) -> Result<(), String> {
 fn restore_files(arguments: &Arguments, image: &Path, to: &Path) -> Result<(), String> {
     new_file::refuse_existing(to)?;
     let image = Image::look(image)?.ok_or_else(|| at(image, "this is no metadata image"))?;
-    let files = Files { images: vec![image], others: Vec::new(), logs: arguments.logs.clone() };
+    let files = Files { images: vec![image], others: Vec::new(), logs: arguments.logs.clone(), logs_are_named: true };
     let loaded = moosefs::load(&files, arguments.lose_changes_from)?;
     loaded.describe().iter().for_each(|line| say(line));
     describe(&loaded.namespace);
@@ -204,6 +204,15 @@ mod tests {
         let other = text("other");
         let gap = restore(&arguments(&["-m", &image, "-o", &other, &log])).expect_err("the first change is missing");
         assert!(gap.contains("are missing") && !Path::new(&other).exists(), "{gap}");
+        // Packed or damaged: nothing in it is a line.
+        for bytes in [&b"\x1f\x8b\x08\n\xA7\n\xA7\n"[..], b"2: 17953"] {
+            fs::write(&log, bytes).expect("written");
+            let refused = restore(&arguments(&["-m", &image, "-o", &other, &log])).expect_err("nothing can be read");
+            assert!(refused.contains("changelog.0.mfs: line 1: there is no whole line"), "{refused}");
+        }
+        fs::write(&log, "").expect("written");
+        assert_eq!(restore(&arguments(&["-m", &image, "-o", &other, &log])), Ok(()), "an empty one lacks nothing");
+        fs::remove_file(&other).expect("removed");
         assert!(restore(&arguments(&["-m", &log, "-o", &other])).expect_err("a log").contains("no metadata image"));
         assert!(restore(&arguments(&["-a", "-i", "-d", "/"])).expect_err("guessing").contains("-i is not supported"));
     }
