@@ -9,14 +9,15 @@ use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use meta::image::{self, ImageHeader};
+use meta::image::ImageHeader;
 use meta::journal::{self, Part, SurveyEnd};
 use meta::recovery::{ImageFacts, JournalFacts, Known, Overlap, Plan, Refusal, first_difference, overlaps, plan};
 use meta::stock::{self, changelog};
 use meta::{Namespace, Policy};
 use wire::MetaId;
 
-use super::{at, now, read_pieces};
+use super::{at, load_ours, now, read_pieces};
+use crate::master::{self, WRAPPED_TAIL};
 use crate::process::{self, MASTER, METALOGGER, Program};
 
 /// Whose format a file has.
@@ -110,7 +111,7 @@ impl Files {
             let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
             if is_image(name) {
                 files.images.extend(Image::look(&path)?);
-            } else if crate::master::is_journal(name) {
+            } else if master::is_journal(name) {
                 files.logs.push(path);
             }
         }
@@ -153,7 +154,9 @@ impl Image {
             return Ok(Some(image(Kind::MooseFs, is_whole.then_some(header), false, first[5] < b'2')));
         }
         let is_ours = first.starts_with(b"MOORMETA") || first.get(24..28) == Some(b"MOOR");
-        Ok(is_ours.then(|| image(Kind::Ours, ImageHeader::decode(&first).ok(), false, false)))
+        let is_whole = !master::is_wrapped(&first) || last == WRAPPED_TAIL;
+        let header = master::header(&first).filter(|_| is_whole);
+        Ok(is_ours.then(|| image(Kind::Ours, header, false, false)))
     }
 
     fn version(&self) -> u64 {
@@ -246,9 +249,7 @@ fn survey(kind: Kind, logs: &[PathBuf]) -> Result<Vec<JournalFacts>, String> {
 
 fn load_image(image: &Image, journals: &[JournalFacts]) -> Result<(Namespace, Vec<String>), String> {
     if image.kind == Kind::Ours {
-        let mut loader = image::Loader::new();
-        read_pieces(&image.path, |piece| loader.push(piece).map_err(|error| error.to_string()))?;
-        return Ok((loader.finish(Policy::default()).map_err(|error| error.to_string())?, Vec::new()));
+        return Ok((load_ours(&image.path)?, Vec::new()));
     }
     if image.is_new {
         // The master made the root when it started, and wrote its first line right after.
