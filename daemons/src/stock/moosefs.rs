@@ -5,8 +5,9 @@
 //! the newest one is damaged; here whatever would lose a change is refused, with the file and the way out named.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use meta::image::ImageHeader;
@@ -133,7 +134,7 @@ impl Image {
     /// None: it is no image of anybody's.
     pub(super) fn look(path: &Path) -> Result<Option<Image>, String> {
         let look = || -> io::Result<(Vec<u8>, Vec<u8>)> {
-            let mut file = File::open(path)?;
+            let mut file = open_regular(path)?;
             let mut first = Vec::new();
             file.by_ref().take(256).read_to_end(&mut first)?;
             let size = file.seek(SeekFrom::End(0))?;
@@ -264,7 +265,10 @@ fn load_image(image: &Image, journals: &[JournalFacts]) -> Result<(Namespace, Ve
     let mut loader = stock::Loader::new();
     let mut notes = Vec::new();
     if image.is_old
-        && let Ok(sessions) = fs::read(image.path.with_file_name("sessions.mfs"))
+        && let Ok(sessions) = open_regular(&image.path.with_file_name("sessions.mfs")).and_then(|mut file| {
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes).map(|_| bytes)
+        })
         && let Err(why) = loader.sessions(&sessions)
     {
         notes.push(format!("{why}; mounts must be mounted again"));
@@ -349,8 +353,7 @@ fn not_beyond(plan: &Plan, files: &Files, damaged: &[(&Image, String)], lose_fro
     let is_moosefs = files.images.iter().any(|image| image.kind == Kind::MooseFs);
     for place in places.into_iter().filter(|_| is_moosefs && id.is_some()) {
         let path = Path::new(place).join("metadata.mfs.emergency");
-        // Whoever may not read there is no master's user.
-        let Some(image) = Image::look(&path).ok().flatten() else { continue };
+        let Some(image) = stored_in_emergency(&path) else { continue };
         if Some(image.id()) == id && image.version() > plan.to {
             return Err(format!(
                 "{} was stored by this master in an emergency and reaches change {}, the files here change {reached}: \
@@ -361,6 +364,21 @@ fn not_beyond(plan: &Plan, files: &Files, damaged: &[(&Image, String)], lose_fro
         }
     }
     Ok(())
+}
+
+/// An image in a folder where anybody may have put something. None also for who may not read there: no master's user.
+fn stored_in_emergency(path: &Path) -> Option<Image> {
+    fs::symlink_metadata(path).ok().filter(fs::Metadata::is_file)?;
+    Image::look(path).ok().flatten()
+}
+
+/// Opens a file, and nothing that would let its reader wait for somebody.
+fn open_regular(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "this is no regular file")),
+    }
 }
 
 /// Errors: two files have the same change with different contents, among those that follow the image.
@@ -418,4 +436,35 @@ fn replay(kind: Kind, mut namespace: Namespace, plan: Plan, mut notes: Vec<Strin
 fn is_image(name: &str) -> bool {
     let is_other = name == "metadata.crc" || name == "metadata.mfs.empty" || name.ends_with(".tmp");
     name.starts_with("metadata") && name.len() > "metadata".len() && !is_other
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_a_pipe_where_an_image_may_be() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name);
+        mknodat(CWD, path("pipe"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("a pipe");
+        std::os::unix::fs::symlink(path("pipe"), path("link")).expect("a link");
+        fs::write(path("file"), "MFSM NEW").expect("written");
+        assert!(stored_in_emergency(&path("file")).is_some_and(|image| image.is_new));
+        let names = ["pipe", "link", "none"].map(path);
+        let (sender, found) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for name in names {
+                let looked = Image::look(&name).map(|image| image.is_some());
+                let _ = sender.send((looked, stored_in_emergency(&name).is_some()));
+            }
+        });
+        for _ in 0..3 {
+            let (looked, stored) = found.recv_timeout(Duration::from_secs(20)).expect("no end of waiting");
+            assert!(looked.is_err() && !stored, "{looked:?}");
+        }
+    }
 }
