@@ -488,7 +488,7 @@ async fn first_bytes(ring: &Ring, path: &Path) -> Result<(Vec<u8>, u64), MasterE
 }
 
 /// The header of an image, wrapped as for a metalogger or not.
-fn header(first: &[u8]) -> Option<ImageHeader> {
+pub(crate) fn header(first: &[u8]) -> Option<ImageHeader> {
     let bytes = if is_wrapped(first) { &first[WRAPPED_HEAD_BYTES as usize..] } else { first };
     ImageHeader::decode(bytes).ok()
 }
@@ -502,18 +502,23 @@ fn version_of_moosefs(first: &[u8]) -> Option<u64> {
     Some(version.filter(|_| first[5] >= b'2').unwrap_or(0))
 }
 
-fn is_wrapped(first: &[u8]) -> bool {
+pub(crate) fn is_wrapped(first: &[u8]) -> bool {
     first.starts_with(b"MFSM 2.0") && first.len() as u64 > WRAPPED_HEAD_BYTES && &first[24..28] == b"MOOR"
+}
+
+/// Where the image lies in a file of so many bytes, wrapped as for a metalogger or not.
+pub(crate) fn image_bytes(first: &[u8], size: u64) -> Range<u64> {
+    match is_wrapped(first) {
+        true => WRAPPED_HEAD_BYTES..size.saturating_sub(WRAPPED_TAIL.len() as u64),
+        false => 0..size,
+    }
 }
 
 async fn load_image(ring: &Ring, path: &Path, policy: Policy) -> Result<Namespace, String> {
     let file = ring.open(path, OpenHow::read()).await.map_err(|error| error.to_string())?;
     let size = file.stat().await.map_err(|error| error.to_string())?.size;
     let (first, _) = first_bytes(ring, path).await.map_err(|error| error.to_string())?;
-    let (mut offset, end) = match is_wrapped(&first) {
-        true => (WRAPPED_HEAD_BYTES, size.saturating_sub(WRAPPED_TAIL.len() as u64)),
-        false => (0, size),
-    };
+    let Range { start: mut offset, end } = image_bytes(&first, size);
     let mut loader = Loader::new();
     while offset < end {
         let wanted = usize::try_from(end - offset).unwrap_or(PIECE_BYTES).min(PIECE_BYTES);

@@ -63,9 +63,11 @@ fn keep(folder: &Path, now: u32, files: &Files) -> Result<PathBuf, String> {
     fs::create_dir(&kept).map_err(|error| at(&kept, error))?;
     for path in paths(files) {
         let second = kept.join(path.file_name().unwrap_or_default());
+        // Of a link the file is kept: the link may lead nowhere from there.
+        let file = fs::canonicalize(path).map_err(|error| at(path, error))?;
         // Where a file cannot have two names, a copy is as good.
-        let copy = |_| fs::copy(path, &second).and_then(|_| fs::File::open(&second)?.sync_all());
-        fs::hard_link(path, &second).or_else(copy).map_err(|error| at(&second, error))?;
+        let copy = |_| fs::copy(&file, &second).and_then(|_| fs::File::open(&second)?.sync_all());
+        fs::hard_link(&file, &second).or_else(copy).map_err(|error| at(&second, error))?;
     }
     new_file::sync(&kept)?;
     new_file::sync(folder)?;
@@ -115,6 +117,25 @@ mod tests {
         assert!(kept.join("changelog.0.mfs").exists());
         assert_eq!(take_over(folder.path(), None), Ok(false), "once is enough");
         // And what is kept comes in again.
+        let loaded = moosefs::load(&Files::find(&kept).expect("found"), None).expect("loads");
+        assert_eq!((loaded.namespace.digest(), loaded.applied), (expected.digest(), 2));
+    }
+
+    #[test]
+    fn files_that_lie_elsewhere_behind_links_are_kept_too() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (data, elsewhere) = (folder.path().join("data"), folder.path().join("elsewhere"));
+        fs::create_dir(&data).expect("a folder");
+        fs::create_dir(&elsewhere).expect("a folder");
+        let expected = killed(&elsewhere);
+        for name in ["metadata.mfs.back", "changelog.0.mfs"] {
+            std::os::unix::fs::symlink(Path::new("../elsewhere").join(name), data.join(name)).expect("a link");
+        }
+        assert_eq!(take_over(&data, None), Ok(true));
+        assert_eq!(ours(&data).digest(), expected.digest());
+        fs::remove_dir_all(&elsewhere).expect("removed");
+        let mut entries = fs::read_dir(&data).expect("a folder").map(|entry| entry.expect("an entry").path());
+        let kept = entries.find(|path| path.is_dir()).expect("the kept files");
         let loaded = moosefs::load(&Files::find(&kept).expect("found"), None).expect("loads");
         assert_eq!((loaded.namespace.digest(), loaded.applied), (expected.digest(), 2));
     }

@@ -11,7 +11,7 @@ mod new_file;
 pub mod restore;
 
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -20,6 +20,7 @@ use meta::{Namespace, Policy, image};
 use wire::MetaId;
 
 use self::moosefs::{Files, Image, Kind};
+use crate::master;
 use crate::promote::refuse_other_metadata;
 
 pub(crate) use self::in_place::take_over;
@@ -195,19 +196,42 @@ fn file_in(path: &Path, way_out: &str) -> Result<PathBuf, String> {
 }
 
 fn is_ours(path: &Path) -> Result<bool, String> {
-    let mut first = [0; 8];
-    let read = File::open(path).and_then(|mut file| file.read(&mut first)).map_err(|error| at(path, error))?;
-    Ok(first[..read].starts_with(b"MOORMETA"))
+    let first = File::open(path).and_then(|file| first_bytes(&file)).map_err(|error| at(path, error))?;
+    Ok(first.starts_with(b"MOORMETA") || master::is_wrapped(&first))
 }
 
+/// What tells whose a file is.
+fn first_bytes(file: &File) -> io::Result<Vec<u8>> {
+    let mut first = Vec::new();
+    file.take(256).read_to_end(&mut first)?;
+    Ok(first)
+}
+
+/// Loads an image of ours, a master's or a metalogger's.
 fn load_ours(path: &Path) -> Result<Namespace, String> {
     let mut loader = image::Loader::new();
-    read_pieces(path, |piece| loader.push(piece).map_err(|error| error.to_string()))?;
+    let mut file = File::open(path).map_err(|error| at(path, error))?;
+    let bytes = || -> io::Result<std::ops::Range<u64>> {
+        let (first, size) = (first_bytes(&file)?, file.metadata()?.len());
+        Ok(master::image_bytes(&first, size))
+    };
+    let bytes = bytes().map_err(|error| at(path, error))?;
+    file.seek(SeekFrom::Start(bytes.start)).map_err(|error| at(path, error))?;
+    let image = file.take(bytes.end.saturating_sub(bytes.start));
+    take_pieces(path, image, |piece| loader.push(piece).map_err(|error| error.to_string()))?;
     loader.finish(Policy::default()).map_err(|error| at(path, error))
 }
 
-fn read_pieces(path: &Path, mut take: impl FnMut(&[u8]) -> Result<(), String>) -> Result<(), String> {
-    let mut file = File::open(path).map_err(|error| at(path, error))?;
+fn read_pieces(path: &Path, take: impl FnMut(&[u8]) -> Result<(), String>) -> Result<(), String> {
+    take_pieces(path, File::open(path).map_err(|error| at(path, error))?, take)
+}
+
+/// `path` is for what goes wrong.
+fn take_pieces(
+    path: &Path,
+    mut file: impl io::Read,
+    mut take: impl FnMut(&[u8]) -> Result<(), String>,
+) -> Result<(), String> {
     let mut piece = vec![0; PIECE_BYTES];
     loop {
         match file.read(&mut piece).map_err(|error| at(path, error))? {

@@ -5,18 +5,20 @@
 //! the newest one is damaged; here whatever would lose a change is refused, with the file and the way out named.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use meta::image::{self, ImageHeader};
-use meta::journal::{self, Part};
+use meta::image::ImageHeader;
+use meta::journal::{self, Part, SurveyEnd};
 use meta::recovery::{ImageFacts, JournalFacts, Known, Overlap, Plan, Refusal, first_difference, overlaps, plan};
 use meta::stock::{self, changelog};
 use meta::{Namespace, Policy};
 use wire::MetaId;
 
-use super::{at, now, read_pieces};
+use super::{at, load_ours, now, read_pieces};
+use crate::master::{self, WRAPPED_TAIL};
 use crate::process::{self, MASTER, METALOGGER, Program};
 
 /// Whose format a file has.
@@ -46,6 +48,8 @@ pub(super) struct Files {
     /// Images beside those, which are not to be loaded.
     pub(super) others: Vec<Image>,
     pub(super) logs: Vec<PathBuf>,
+    /// A person named each of them: one that gives nothing is a mistake.
+    pub(super) logs_are_named: bool,
 }
 
 /// Metadata as image and change logs give them.
@@ -108,7 +112,7 @@ impl Files {
             let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
             if is_image(name) {
                 files.images.extend(Image::look(&path)?);
-            } else if crate::master::is_journal(name) {
+            } else if master::is_journal(name) {
                 files.logs.push(path);
             }
         }
@@ -130,7 +134,7 @@ impl Image {
     /// None: it is no image of anybody's.
     pub(super) fn look(path: &Path) -> Result<Option<Image>, String> {
         let look = || -> io::Result<(Vec<u8>, Vec<u8>)> {
-            let mut file = File::open(path)?;
+            let mut file = open_regular(path)?;
             let mut first = Vec::new();
             file.by_ref().take(256).read_to_end(&mut first)?;
             let size = file.seek(SeekFrom::End(0))?;
@@ -151,7 +155,9 @@ impl Image {
             return Ok(Some(image(Kind::MooseFs, is_whole.then_some(header), false, first[5] < b'2')));
         }
         let is_ours = first.starts_with(b"MOORMETA") || first.get(24..28) == Some(b"MOOR");
-        Ok(is_ours.then(|| image(Kind::Ours, ImageHeader::decode(&first).ok(), false, false)))
+        let is_whole = !master::is_wrapped(&first) || last == WRAPPED_TAIL;
+        let header = master::header(&first).filter(|_| is_whole);
+        Ok(is_ours.then(|| image(Kind::Ours, header, false, false)))
     }
 
     fn version(&self) -> u64 {
@@ -174,7 +180,8 @@ pub(super) fn load(files: &Files, lose_from: Option<u64>) -> Result<Loaded, Stri
         let images: Vec<ImageFacts> = files.images.iter().map(|image| facts(image, &damaged)).collect();
         let plan = plan(&images, &journals, &Known::default(), lose_from).map_err(|refusal| {
             let damages: Vec<String> = damaged.iter().map(|(image, why)| at(&image.path, why)).collect();
-            if damages.is_empty() { refusal.to_string() } else { format!("{}; {refusal}", damages.join("; ")) }
+            let refusal = with_line(&refusal, &journals);
+            if damages.is_empty() { refusal } else { format!("{}; {refusal}", damages.join("; ")) }
         })?;
         let image = files.images.iter().find(|image| image.path.display().to_string() == plan.image);
         let image = image.ok_or_else(|| format!("{}: no such image", plan.image))?;
@@ -189,6 +196,7 @@ pub(super) fn load(files: &Files, lose_from: Option<u64>) -> Result<Loaded, Stri
         }
         match load_image(image, &journals) {
             Ok((namespace, notes)) => {
+                no_unreadable_log(&plan, files, &journals, lose_from)?;
                 not_beyond(&plan, files, &damaged, lose_from)?;
                 same_history(&plan, &journals)?;
                 return replay(kind, namespace, plan, notes);
@@ -242,9 +250,7 @@ fn survey(kind: Kind, logs: &[PathBuf]) -> Result<Vec<JournalFacts>, String> {
 
 fn load_image(image: &Image, journals: &[JournalFacts]) -> Result<(Namespace, Vec<String>), String> {
     if image.kind == Kind::Ours {
-        let mut loader = image::Loader::new();
-        read_pieces(&image.path, |piece| loader.push(piece).map_err(|error| error.to_string()))?;
-        return Ok((loader.finish(Policy::default()).map_err(|error| error.to_string())?, Vec::new()));
+        return Ok((load_ours(&image.path)?, Vec::new()));
     }
     if image.is_new {
         // The master made the root when it started, and wrote its first line right after.
@@ -259,7 +265,10 @@ fn load_image(image: &Image, journals: &[JournalFacts]) -> Result<(Namespace, Ve
     let mut loader = stock::Loader::new();
     let mut notes = Vec::new();
     if image.is_old
-        && let Ok(sessions) = fs::read(image.path.with_file_name("sessions.mfs"))
+        && let Ok(sessions) = open_regular(&image.path.with_file_name("sessions.mfs")).and_then(|mut file| {
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes).map(|_| bytes)
+        })
         && let Err(why) = loader.sessions(&sessions)
     {
         notes.push(format!("{why}; mounts must be mounted again"));
@@ -268,6 +277,50 @@ fn load_image(image: &Image, journals: &[JournalFacts]) -> Result<(Namespace, Ve
     let imported = loader.finish(Policy::default(), now()).map_err(|error| error.to_string())?;
     notes.extend(imported.notes);
     Ok((imported.namespace, notes))
+}
+
+/// A refusal for people; of a damaged file with the line.
+fn with_line(refusal: &Refusal, journals: &[JournalFacts]) -> String {
+    let Refusal::Damaged { file, after, .. } = refusal else { return refusal.to_string() };
+    let ends_there = |journal: &&JournalFacts| {
+        journal.name == *file && journal.versions.is_some_and(|(_, last)| last.checked_add(1) == Some(*after))
+    };
+    let end = journals.iter().find(ends_there).and_then(|journal| usize::try_from(journal.bytes.end).ok());
+    let bytes = fs::read(file).ok();
+    match bytes.as_deref().zip(end).and_then(|(bytes, end)| bytes.get(..end)) {
+        Some(sound) => format!("{file}: line {}: {refusal}", sound.iter().filter(|byte| **byte == b'\n').count() + 1),
+        None => refusal.to_string(),
+    }
+}
+
+/// Errors: a change log of which nothing can be read may hold changes that would be lost. One torn line in a file that
+/// was only found is noted by the plan.
+fn no_unreadable_log(
+    plan: &Plan,
+    files: &Files,
+    journals: &[JournalFacts],
+    lose_from: Option<u64>,
+) -> Result<(), String> {
+    let highest = journals.iter().filter_map(|journal| journal.versions).map(|(_, last)| last).max();
+    let is_bad = |journal: &&JournalFacts| match (journal.end, journal.versions) {
+        (SurveyEnd::Damaged(_), None) => true,
+        // Its last lines may have followed the image.
+        (SurveyEnd::Damaged(_), Some((_, last))) => last < plan.from && Some(last) == highest,
+        (SurveyEnd::Torn, None) => files.logs_are_named,
+        _ => false,
+    };
+    let Some(journal) = journals.iter().find(is_bad).filter(|_| lose_from != Some(plan.to)) else { return Ok(()) };
+    let what = match journal.versions {
+        None => "line 1: there is no whole line in this file: it is damaged, packed or no change log".to_owned(),
+        Some((_, last)) => {
+            format!("damaged after change {last}, and changes that follow the image may have been there")
+        }
+    };
+    Err(format!(
+        "{}: {what}. Unpack it, or copy a sound one from a metalogger; if its changes are not wanted leave it out, or go \
+         on with --lose-changes-from={}",
+        journal.name, plan.to
+    ))
 }
 
 /// Errors: something here, or what MooseFS stored elsewhere in an emergency, is newer than what `plan` comes to.
@@ -300,8 +353,7 @@ fn not_beyond(plan: &Plan, files: &Files, damaged: &[(&Image, String)], lose_fro
     let is_moosefs = files.images.iter().any(|image| image.kind == Kind::MooseFs);
     for place in places.into_iter().filter(|_| is_moosefs && id.is_some()) {
         let path = Path::new(place).join("metadata.mfs.emergency");
-        // Whoever may not read there is no master's user.
-        let Some(image) = Image::look(&path).ok().flatten() else { continue };
+        let Some(image) = stored_in_emergency(&path) else { continue };
         if Some(image.id()) == id && image.version() > plan.to {
             return Err(format!(
                 "{} was stored by this master in an emergency and reaches change {}, the files here change {reached}: \
@@ -312,6 +364,21 @@ fn not_beyond(plan: &Plan, files: &Files, damaged: &[(&Image, String)], lose_fro
         }
     }
     Ok(())
+}
+
+/// An image in a folder where anybody may have put something. None also for who may not read there: no master's user.
+fn stored_in_emergency(path: &Path) -> Option<Image> {
+    fs::symlink_metadata(path).ok().filter(fs::Metadata::is_file)?;
+    Image::look(path).ok().flatten()
+}
+
+/// Opens a file, and nothing that would let its reader wait for somebody.
+fn open_regular(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "this is no regular file")),
+    }
 }
 
 /// Errors: two files have the same change with different contents, among those that follow the image.
@@ -369,4 +436,35 @@ fn replay(kind: Kind, mut namespace: Namespace, plan: Plan, mut notes: Vec<Strin
 fn is_image(name: &str) -> bool {
     let is_other = name == "metadata.crc" || name == "metadata.mfs.empty" || name.ends_with(".tmp");
     name.starts_with("metadata") && name.len() > "metadata".len() && !is_other
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_a_pipe_where_an_image_may_be() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name);
+        mknodat(CWD, path("pipe"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("a pipe");
+        std::os::unix::fs::symlink(path("pipe"), path("link")).expect("a link");
+        fs::write(path("file"), "MFSM NEW").expect("written");
+        assert!(stored_in_emergency(&path("file")).is_some_and(|image| image.is_new));
+        let names = ["pipe", "link", "none"].map(path);
+        let (sender, found) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for name in names {
+                let looked = Image::look(&name).map(|image| image.is_some());
+                let _ = sender.send((looked, stored_in_emergency(&name).is_some()));
+            }
+        });
+        for _ in 0..3 {
+            let (looked, stored) = found.recv_timeout(Duration::from_secs(20)).expect("no end of waiting");
+            assert!(looked.is_err() && !stored, "{looked:?}");
+        }
+    }
 }

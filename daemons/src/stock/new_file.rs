@@ -21,8 +21,8 @@ pub(super) struct Incomplete {
 }
 
 impl Incomplete {
-    /// Writes what `fill` gives, for a file that shall be called `target`. It belongs to the folder's owner: the master's
-    /// user must be able to read and rename it.
+    /// Writes what `fill` gives, for a file that shall be called `target`. It belongs to the folder's owner, if this
+    /// process may give it away: the master's user must be able to read and rename it.
     pub(super) fn write(target: &Path, fill: &mut Fill<'_>) -> Result<Incomplete, String> {
         let folder = match target.parent() {
             Some(folder) if folder != Path::new("") => folder.to_owned(),
@@ -39,7 +39,7 @@ impl Incomplete {
             fill(&mut |piece| file.write_all(piece))?;
             let is = file.metadata()?;
             if (is.uid(), is.gid()) != (owner.uid(), owner.gid()) {
-                fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+                give(&file, owner.uid(), owner.gid())?;
             }
             file.sync_all()
         };
@@ -81,6 +81,14 @@ impl Drop for Incomplete {
         if !self.placed {
             let _ = fs::remove_file(&self.path);
         }
+    }
+}
+
+/// Who is not root may give no file away; then it belongs to who writes it, as any file of theirs.
+fn give(file: &File, owner: u32, group: u32) -> io::Result<()> {
+    match fchown(file, Some(owner), Some(group)) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        result => result,
     }
 }
 
@@ -152,6 +160,33 @@ mod tests {
         std::os::unix::fs::symlink("nowhere", &link).expect("a link");
         assert!(write_durably(&link, &mut |sink| sink(b"new")).is_err());
         assert_eq!(names(folder.path()), ["link", "metadata.mfs"]);
+    }
+
+    #[test]
+    fn who_may_not_give_files_away_can_write_into_a_folder_of_another_all_the_same() {
+        use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED: only root can make a folder of another user");
+            return;
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        std::os::unix::fs::chown(folder.path(), Some(4711), Some(4712)).expect("root may");
+        let owner = |name: &str| {
+            let is = fs::metadata(folder.path().join(name)).expect("a file");
+            (is.uid(), is.gid())
+        };
+        write_durably(&folder.path().join("by-root"), &mut |sink| sink(b"new")).expect("it is written");
+        assert_eq!(owner("by-root"), (4711, 4712));
+        // The right is a thread's own, and goes with it.
+        let target = folder.path().join("by-another");
+        let writer = std::thread::spawn(move || {
+            let mut rights = capabilities(None).expect("this thread's");
+            rights.effective.remove(CapabilitySet::CHOWN);
+            set_capabilities(None, rights).expect("less is always granted");
+            write_durably(&target, &mut |sink| sink(b"new"))
+        });
+        assert_eq!(writer.join().expect("it ends"), Ok(()));
+        assert_eq!(owner("by-another"), (0, rustix::process::getegid().as_raw()));
     }
 
     #[test]

@@ -66,7 +66,7 @@ fn restore(arguments: &Arguments) -> Result<(), String> {
 fn restore_files(arguments: &Arguments, image: &Path, to: &Path) -> Result<(), String> {
     new_file::refuse_existing(to)?;
     let image = Image::look(image)?.ok_or_else(|| at(image, "this is no metadata image"))?;
-    let files = Files { images: vec![image], others: Vec::new(), logs: arguments.logs.clone() };
+    let files = Files { images: vec![image], others: Vec::new(), logs: arguments.logs.clone(), logs_are_named: true };
     let loaded = moosefs::load(&files, arguments.lose_changes_from)?;
     loaded.describe().iter().for_each(|line| say(line));
     describe(&loaded.namespace);
@@ -189,6 +189,32 @@ mod tests {
     }
 
     #[test]
+    fn what_a_metalogger_of_ours_kept_is_read_as_our_metadata() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let expected = killed(folder.path());
+        let text = |name: &str| folder.path().join(name).display().to_string();
+        let (image, log, to) = (text("metadata_ml.mfs.back"), text("changelog.0.mfs"), text("restored"));
+        let bytes = fs::read(text("metadata.mfs.back")).expect("readable");
+        let version = master::header(&bytes).expect("an image").version;
+        let mut wrapped = [&b"MFSM 2.0"[..], &version.to_be_bytes(), &7u64.to_be_bytes(), b"MOOR 1.0"].concat();
+        wrapped.extend_from_slice(&(bytes.len() as u64).to_be_bytes());
+        wrapped.extend_from_slice(&bytes);
+        wrapped.extend_from_slice(master::WRAPPED_TAIL);
+        fs::write(&image, &wrapped).expect("written");
+        assert_eq!(restore(&arguments(&["-m", &image, "-o", &to, &log])), Ok(()));
+        assert_eq!(ours(Path::new(&to)).digest(), expected.digest());
+        // mfsmetadump and mfsmetadirinfo begin with these.
+        assert_eq!(super::super::is_ours(Path::new(&image)), Ok(true));
+        assert_eq!(ours(Path::new(&image)).version(), version);
+        let other = text("other");
+        for cut in [20, 39, 40, 41, 100, wrapped.len() - 17, wrapped.len() - 1] {
+            fs::write(&image, &wrapped[..cut]).expect("written");
+            restore(&arguments(&["-m", &image, "-o", &other, &log])).expect_err("it is cut");
+            assert!(!Path::new(&other).exists(), "cut at {cut}");
+        }
+    }
+
+    #[test]
     fn files_that_are_named_are_used_and_what_they_lack_is_refused() {
         let folder = tempfile::tempdir().expect("a folder");
         let expected = killed(folder.path());
@@ -204,6 +230,15 @@ mod tests {
         let other = text("other");
         let gap = restore(&arguments(&["-m", &image, "-o", &other, &log])).expect_err("the first change is missing");
         assert!(gap.contains("are missing") && !Path::new(&other).exists(), "{gap}");
+        // Packed or damaged: nothing in it is a line.
+        for bytes in [&b"\x1f\x8b\x08\n\xA7\n\xA7\n"[..], b"2: 17953"] {
+            fs::write(&log, bytes).expect("written");
+            let refused = restore(&arguments(&["-m", &image, "-o", &other, &log])).expect_err("nothing can be read");
+            assert!(refused.contains("changelog.0.mfs: line 1: there is no whole line"), "{refused}");
+        }
+        fs::write(&log, "").expect("written");
+        assert_eq!(restore(&arguments(&["-m", &image, "-o", &other, &log])), Ok(()), "an empty one lacks nothing");
+        fs::remove_file(&other).expect("removed");
         assert!(restore(&arguments(&["-m", &log, "-o", &other])).expect_err("a log").contains("no metadata image"));
         assert!(restore(&arguments(&["-a", "-i", "-d", "/"])).expect_err("guessing").contains("-i is not supported"));
     }

@@ -72,6 +72,30 @@ fn a_gap_and_a_torn_middle_are_refused_with_the_file_and_the_change() {
 }
 
 #[test]
+fn changes_whose_lines_are_damaged_up_to_the_end_are_refused_with_file_and_line() {
+    let (folder, version) = folder();
+    let path = folder.path();
+    let lines: Vec<String> = (version..version + 9).map(access).collect();
+    let broken = |lines: &[String]| lines.concat().replace("ACCESS", "?");
+    log(path, "changelog.0.mfs", [lines[..3].concat(), broken(&lines[3..])].concat());
+    let refused = import_of(path, None).map(drop).expect_err("six changes would be lost");
+    assert!(refused.contains("changelog.0.mfs: line 4: ") && refused.contains("is damaged after change"), "{refused}");
+    assert_eq!(import_of(path, Some(version + 3)).expect("a person said so").version(), version + 3);
+    // No line is whole.
+    log(path, "changelog.0.mfs", broken(&lines));
+    let refused = import_of(path, None).map(drop).expect_err("nine changes would be lost");
+    assert!(refused.contains("changelog.0.mfs: line 1: there is no whole line"), "{refused}");
+    assert_eq!(import_of(path, Some(version)).expect("a person said so").version(), version);
+    // The damage begins before the image does.
+    log(path, "changelog.0.mfs", [access(version - 2), broken(&lines)].concat());
+    let refused = import_of(path, None).map(drop).expect_err("nine changes would be lost");
+    assert!(refused.contains("that follow the image may have been there"), "{refused}");
+    // One torn line is what a crash leaves.
+    log(path, "changelog.0.mfs", &lines[0][..9]);
+    assert_eq!(import_of(path, None).expect("nobody was told of it").version(), version);
+}
+
+#[test]
 fn an_operation_that_is_not_known_is_refused_by_name_line_and_version() {
     let (folder, version) = folder();
     let text = format!("{}{}: 1795300001|TRASH_REMOVE(5)\n", access(version), version + 1);

@@ -162,6 +162,9 @@ pub fn plan(
         return Err(Refusal::Foreign { image: image.clone(), found: header.meta_id, expected });
     }
 
+    for file in journals.iter().filter(|file| file.versions.is_none() && file.end != SurveyEnd::Clean) {
+        remarks.push(format!("{} holds no whole line and is left out", file.name));
+    }
     // Files by their first line; a file that gives nothing new is left out.
     let mut files: Vec<(&JournalFacts, (u64, u64))> =
         journals.iter().filter_map(|file| file.versions.map(|versions| (file, versions))).collect();
@@ -359,6 +362,15 @@ mod tests {
         let with_copy = [journal("c0", 5, 9, damaged), journal("ml", 5, 14, SurveyEnd::Clean)];
         let plan = plan(&[image("i", 5)], &with_copy, &Known::default(), None).unwrap();
         assert_eq!((names(&plan), plan.to), (vec!["c0", "ml"], 15));
+    }
+
+    #[test]
+    fn a_file_without_a_whole_line_is_left_out_with_a_remark() {
+        let none = |name: &str, end| JournalFacts { versions: None, ..journal(name, 5, 9, end) };
+        let damaged = SurveyEnd::Damaged(JournalError::NoChecksum);
+        let files = [none("bad", damaged), none("torn", SurveyEnd::Torn), none("empty", SurveyEnd::Clean)];
+        let plan = plan(&[image("i", 5)], &files, &Known::default(), None).unwrap();
+        assert_eq!((names(&plan), plan.to, plan.remarks.len()), (Vec::<&str>::new(), 5, 2), "{:?}", plan.remarks);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use wire::{Inode, Version};
 
 use crate::apply::{SMODE_ADMIN, apply};
 use crate::change::{Change, number};
-use crate::journal::{Entry, JournalError, Outcome, Part, SurveyEnd, line_version, parse_plain};
+use crate::journal::{Entry, JournalError, Outcome, Part, SurveyEnd, TORN_BYTES_MAX, line_version, parse_plain};
 use crate::namespace::{Namespace, ReplayError};
 
 /// Why the lines of a MooseFS master could not be replayed. `line`: its place in the file, from 1.
@@ -40,7 +40,8 @@ impl fmt::Display for ChangelogError {
 impl std::error::Error for ChangelogError {}
 
 /// Runs of lines with consecutive versions in a change log, as `journal::parts`: these lines have no checksums, so their
-/// shape must do. What follows the last whole line is torn; what is no line and has whole lines behind it is damage.
+/// shape must do. One line behind the last whole one is torn; more than a line there, and what is no line and has whole
+/// lines behind it, is damage.
 pub fn parts(bytes: &[u8]) -> Vec<Part> {
     let mut parts: Vec<Part> = Vec::new();
     let mut run = Part { bytes: 0..0, versions: None, end: SurveyEnd::Clean };
@@ -69,7 +70,12 @@ pub fn parts(bytes: &[u8]) -> Vec<Part> {
         offset = end;
     }
     if broken {
-        run.end = SurveyEnd::Torn;
+        let behind = &bytes[run.bytes.end..];
+        let lines = behind.iter().filter(|byte| **byte == b'\n').count();
+        run.end = match lines > 1 || behind.len() > TORN_BYTES_MAX {
+            true => SurveyEnd::Damaged(JournalError::NoLine),
+            false => SurveyEnd::Torn,
+        };
     }
     parts.push(run);
     parts

@@ -187,6 +187,12 @@ fn runs_of_lines_end_at_gaps_and_damage_and_only_a_last_line_is_torn() {
     check("5: 1|X()\n6: 1|X(", &[(Some((5, 5)), SurveyEnd::Torn)]);
     check("5: 1|X()\n6: 1|Y()", &[(Some((5, 5)), SurveyEnd::Torn)]);
     check("5: 1|X()\n\0\0\0\0", &[(Some((5, 5)), SurveyEnd::Torn)]);
+    check("5: 1|X()\n6: 1|Y(\n", &[(Some((5, 5)), SurveyEnd::Torn)]);
+    check("6: 1|Y(", &[(None, SurveyEnd::Torn)]);
+    // More than one line is gone, or more than a line can be.
+    check("5: 1|X()\n6: 1|Y(\n7: 1|Y(\n", &[(Some((5, 5)), damaged)]);
+    check("6: 1|Y(\n7: 1|Y(\n", &[(None, damaged)]);
+    check(&format!("5: 1|X()\n{}", "\0".repeat(100_000)), &[(Some((5, 5)), damaged)]);
     check("5: 1|X()\n6: 1|Y(7: 1|X)\n", &[(Some((5, 6)), SurveyEnd::Clean)]);
     let apart = (Some((8, 8)), SurveyEnd::Clean);
     let gap = SurveyEnd::Gap { expected: 6, found: 8 };
