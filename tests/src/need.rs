@@ -36,10 +36,13 @@ pub fn have(test: &str, needs: &[Need]) -> bool {
         std::env::var("MOORING_REQUIRE_INTEROP").as_deref() != Ok("1"),
         "{test} cannot run here, and MOORING_REQUIRE_INTEROP=1 says that it must: {reason}"
     );
-    // A plain write: what goes through `eprintln!` is swallowed when the test passes.
-    let mut stderr = std::io::stderr();
-    stderr.write_all(format!("\nSKIPPED: {test}: {reason}\n").as_bytes()).ok();
+    say_loudly(&format!("SKIPPED: {test}: {reason}"));
     false
+}
+
+/// A plain write: what goes through `eprintln!` is swallowed when the test passes.
+pub fn say_loudly(text: &str) {
+    std::io::stderr().write_all(format!("\n{text}\n").as_bytes()).ok();
 }
 
 /// Where our binary stands: `MOORING_BIN`, else beside the test executable (`target/debug/mooring` and the like).

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use mooring_tests::cluster::{Cluster, Kind, Layout};
 use mooring_tests::compare;
-use mooring_tests::need::{Need, have};
+use mooring_tests::need::{Need, have, say_loudly};
 use mooring_tests::wait::{comes_true, wait_until};
 
 const NEEDS: &[Need] =
@@ -165,7 +165,7 @@ fn mounts_get_what_the_exports_say_as_under_a_stock_master() {
     wait_until("the mount to become read-only", Duration::from_secs(30), || refuses(&pair.our_mounts[0]));
     // MooseFS's master sometimes hangs up on its own mounts for good after a reload ("read header: ECONNRESET").
     if !comes_true(Duration::from_secs(30), || refuses(&pair.stock_mounts[0])) {
-        println!("NOT COMPARED: what a read-only mount says; MooseFS's own mount did not come back after the reload");
+        say_loudly("NOT COMPARED: what a read-only mount says; MooseFS's own mount did not come back after the reload");
         return;
     }
     pair.say("root: cat @/ro/f; mkdir @/x; rm @/ro/f; mfssetgoal 1 @/ro/f; mfssetquota -I 9 @/ro; mfsgetgoal @/ro/f\n");
