@@ -52,6 +52,9 @@ struct Arguments {
     /// metaloggers are forgotten
     #[arg(long)]
     memory: bool,
+    /// Leave the masters' folders behind, to profile a start from them
+    #[arg(long)]
+    keep: bool,
     #[arg(long, hide = true)]
     inside: bool,
 }
@@ -64,7 +67,11 @@ fn main() -> ExitCode {
     let root = arguments.dir.clone().unwrap_or_else(std::env::temp_dir);
     let root = root.join(format!("mooring-bench-{}", std::process::id()));
     let result = if arguments.memory { memory(&arguments, &root) } else { speed(&arguments, &root) };
-    std::fs::remove_dir_all(&root).ok();
+    if arguments.keep {
+        eprintln!("the masters' folders are in {}", root.display());
+    } else {
+        std::fs::remove_dir_all(&root).ok();
+    }
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {

@@ -26,7 +26,11 @@ use super::settings::Settings;
 /// A file of these 8 bytes asks for a new file system.
 pub(crate) const NEW: &[u8] = b"MFSM NEW";
 /// Bytes of one read.
-const PIECE_BYTES: usize = 1 << 20;
+const PIECE_BYTES: usize = 4 << 20;
+/// So much of a journal file's beginning and end is read to see which lines it has.
+const END_BYTES: usize = 64 << 10;
+/// `1: 1|IDLE(#00C0FFEE)` and its end: no line is shorter.
+const LINE_BYTES_MIN: u64 = 22;
 /// So much of the journal's end is remembered for metaloggers at the start.
 const TAIL_BYTES: usize = 1 << 20;
 /// In front of an image that a metalogger keeps: signature, version, metaid, and a section's head. See `metalogger`.
@@ -245,8 +249,14 @@ async fn find(ring: &Ring, settings: &Settings, names: &[String], mut headers: H
         images.push(ImageFacts { name, header });
     }
 
+    let from = loaded.as_ref().map(|(_, namespace)| namespace.version());
+    let older = older_journals(ring, folder, names, from).await?;
     let (mut journals, mut logs_of_moosefs) = (Vec::new(), Vec::new());
     for name in names.iter().filter(|name| is_journal(name)) {
+        if let Some(facts) = older.iter().find(|facts| facts.name == *name) {
+            journals.push(facts.clone());
+            continue;
+        }
         let bytes = ring.read_file(&folder.join(name)).await?;
         let parts = journal::parts(&bytes);
         if parts.iter().all(|part| part.versions.is_none())
@@ -263,6 +273,56 @@ async fn find(ring: &Ring, settings: &Settings, names: &[String], mut headers: H
         }));
     }
     Ok(Found { images, loaded, journals, logs_of_moosefs })
+}
+
+/// Journal files whose lines the image `from` has all, and no other file has: what lies between the first line and the
+/// last one is not needed, and not read. There may be fifty of them, with a gigabyte each. The newest file is never
+/// among them, since it is to go on where its sound lines end.
+pub(super) async fn older_journals(
+    ring: &Ring,
+    folder: &Path,
+    names: &[String],
+    from: Option<u64>,
+) -> Result<Vec<JournalFacts>, MasterError> {
+    let Some(from) = from else { return Ok(Vec::new()) };
+    let mut found = Vec::new();
+    for name in names.iter().filter(|name| is_journal(name)) {
+        let path = folder.join(name);
+        let size = ring.stat(&path).await?.size;
+        if size == 0 {
+            continue;
+        }
+        // What begins with no line of ours may have any.
+        let Some((first, last)) = first_and_last(ring, &path, size).await? else { return Ok(Vec::new()) };
+        let versions = Some((first, last.unwrap_or(u64::MAX)));
+        found.push(JournalFacts { name: name.clone(), versions, bytes: 0..size, end: SurveyEnd::Clean });
+    }
+    let shared: BTreeSet<usize> = overlaps(&found).iter().flat_map(|overlap| [overlap.one, overlap.other]).collect();
+    let mut at = 0..;
+    found.retain(|facts| {
+        let is_alone = at.next().is_some_and(|at| !shared.contains(&at));
+        is_alone
+            && facts.versions.is_some_and(|(_, last)| last < from)
+            && folder.join(&facts.name) != journal_path(folder, 0)
+    });
+    Ok(found)
+}
+
+/// Versions of the first line of a journal file and of the last one. None: it does not begin with a line of ours. The last
+/// one is None if the file does not end with a line, or cannot have as many lines as there are versions from one to the
+/// other.
+async fn first_and_last(ring: &Ring, path: &Path, size: u64) -> Result<Option<(u64, Option<u64>)>, MasterError> {
+    let file = ring.open(path, OpenHow::read()).await?;
+    let version_of = |line: Option<&[u8]>| line.and_then(|line| journal::parse(line).ok()).map(|entry| entry.version);
+    let (read, mut bytes) = file.read_at(vec![0; END_BYTES], 0).await;
+    bytes.truncate(read?);
+    let Some(first) = version_of(bytes.split(|byte| *byte == b'\n').next()) else { return Ok(None) };
+    let (read, mut bytes) = file.read_at(vec![0; END_BYTES], size.saturating_sub(END_BYTES as u64)).await;
+    bytes.truncate(read?);
+    let whole = bytes.strip_suffix(b"\n");
+    let last = version_of(whole.and_then(|whole| whole.rsplit(|byte| *byte == b'\n').next()));
+    let fits = |last: &u64| last.checked_sub(first).is_some_and(|more| more < size / LINE_BYTES_MIN);
+    Ok(Some((first, last.filter(fits))))
 }
 
 fn refused(refusal: Refusal) -> MasterError {
@@ -519,15 +579,17 @@ async fn load_image(ring: &Ring, path: &Path, policy: Policy) -> Result<Namespac
     let size = file.stat().await.map_err(|error| error.to_string())?.size;
     let (first, _) = first_bytes(ring, path).await.map_err(|error| error.to_string())?;
     let Range { start: mut offset, end } = image_bytes(&first, size);
-    let mut loader = Loader::new();
+    let mut loader = Loader::new(end.saturating_sub(offset));
+    let mut buffer = vec![0; PIECE_BYTES];
     while offset < end {
         let wanted = usize::try_from(end - offset).unwrap_or(PIECE_BYTES).min(PIECE_BYTES);
-        let (read, bytes) = file.read_at(vec![0; wanted], offset).await;
-        let count = read.map_err(|error| error.to_string())?;
+        let (read, bytes) = file.read_at(buffer, offset).await;
+        buffer = bytes;
+        let count = read.map_err(|error| error.to_string())?.min(wanted);
         if count == 0 {
             break;
         }
-        loader.push(&bytes[..count]).map_err(|error| error.to_string())?;
+        loader.push(&buffer[..count]).map_err(|error| error.to_string())?;
         offset += count as u64;
     }
     loader.finish(policy).map_err(|error| error.to_string())

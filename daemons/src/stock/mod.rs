@@ -209,7 +209,6 @@ fn first_bytes(file: &File) -> io::Result<Vec<u8>> {
 
 /// Loads an image of ours, a master's or a metalogger's.
 fn load_ours(path: &Path) -> Result<Namespace, String> {
-    let mut loader = image::Loader::new();
     let mut file = File::open(path).map_err(|error| at(path, error))?;
     let bytes = || -> io::Result<std::ops::Range<u64>> {
         let (first, size) = (first_bytes(&file)?, file.metadata()?.len());
@@ -217,7 +216,8 @@ fn load_ours(path: &Path) -> Result<Namespace, String> {
     };
     let bytes = bytes().map_err(|error| at(path, error))?;
     file.seek(SeekFrom::Start(bytes.start)).map_err(|error| at(path, error))?;
-    let image = file.take(bytes.end.saturating_sub(bytes.start));
+    let size = bytes.end.saturating_sub(bytes.start);
+    let (mut loader, image) = (image::Loader::new(size), file.take(size));
     take_pieces(path, image, |piece| loader.push(piece).map_err(|error| error.to_string()))?;
     loader.finish(Policy::default()).map_err(|error| at(path, error))
 }

@@ -124,24 +124,25 @@ impl ChunkTable {
     }
 
     /// Before a table is filled by `fill`.
-    pub(crate) fn reserve(&mut self, chunks: u64) {
-        self.index.reserve(chunks);
+    pub(crate) fn begin_filling(&mut self, chunks: u64) {
+        self.filling = Some(Box::new(Filling::new(&mut self.index, chunks)));
     }
 
     /// Adds a chunk of an image. It is found after `finish_filling`. Errors: `Twice` if there are two with one id, this or
     /// one before.
     pub(crate) fn fill(&mut self, id: u64, version: u32, locked_to: u32, archived: bool) -> Result<(), Twice> {
         let slot = self.chunks.insert(Chunk { id, version, locked_to, references: 0, class: 0, archived });
-        let (chunks, filling) = (&self.chunks, self.filling.get_or_insert_default());
+        let ChunkTable { chunks, index, filling, .. } = self;
+        let filling = filling.get_or_insert_with(|| Box::new(Filling::new(index, 0)));
         let id_of = |slot| chunks.get(slot).id;
-        filling.add(&mut self.index, hash_of(id), slot, |slot| hash_of(id_of(slot)), |a, b| id_of(a) == id_of(b))
+        filling.add(index, hash_of(id), slot, |slot| hash_of(id_of(slot)), |a, b| id_of(a) == id_of(b))
     }
 
     /// The chunks that were added by `fill` can be found. Errors: `Twice`.
     pub(crate) fn finish_filling(&mut self) -> Result<(), Twice> {
         let (chunks, filling) = (&self.chunks, self.filling.take());
         let id_of = |slot| chunks.get(slot).id;
-        let finish = |mut filling: Box<Filling>| {
+        let finish = |filling: Box<Filling>| {
             filling.finish(&mut self.index, |slot| hash_of(id_of(slot)), |a, b| id_of(a) == id_of(b))
         };
         filling.map_or(Ok(()), finish)

@@ -12,6 +12,8 @@
 //! on where they lie in memory; it is equal for a live state, its image, and the state that replay gives.
 
 use std::fmt;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use wire::{ChunkId, Field, Inode, Input, Ip4, MetaId, NodeKind, SessionId, Time, WireError};
 
@@ -41,8 +43,12 @@ const FRAME_BYTES: usize = 1 << 20;
 const RECORD_BYTES_MAX: usize = 1 << 20;
 /// Handles are 32 bits.
 const MANY: u64 = 1 << 32;
-/// Room made before the records are seen, at most: a wrong counter costs no more than 100 MB.
-const RESERVED_MAX: u64 = 16 << 20;
+/// No record of an edge and none of a chunk is shorter, so an image of so many bytes has not more of them, whatever its
+/// counters say.
+const EDGE_BYTES_MIN: u64 = 21;
+const CHUNK_BYTES_MIN: u64 = 17;
+/// Inodes that a thread takes at a time to count their digest.
+const DIGEST_INODES: u32 = 1 << 16;
 const FRAME_BYTES_MAX: usize = FRAME_BYTES + RECORD_BYTES_MAX;
 
 /// Kinds of records, in the order in which they stand in the file: what is named comes before what names it.
@@ -231,7 +237,7 @@ pub fn to_bytes(snapshot: &Snapshot, written_at: u32) -> Vec<u8> {
 
 /// Reads an image that is in memory as a whole.
 pub fn load(bytes: &[u8], policy: Policy) -> Result<Namespace, ImageError> {
-    let mut loader = Loader::new();
+    let mut loader = Loader::new(bytes.len() as u64);
     loader.push(bytes)?;
     loader.finish(policy)
 }
@@ -319,11 +325,37 @@ fn digest(state: &State) -> Digest {
     digest_of_format(state, FORMAT)
 }
 
-/// The digest that an image of this format says of the state.
+/// The digest that an image of this format says of the state. Being a sum it is counted by as many threads as there are
+/// processors, if the state is large.
 fn digest_of_format(state: &State, format: u32) -> Digest {
-    let mut digest = Digester::default();
-    put_state(state, format, &mut |section, record| digest.add(section, record));
-    Digest(digest.sum)
+    let end = state.inodes_end();
+    let pieces = end.div_ceil(DIGEST_INODES);
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(pieces as usize);
+    let next = AtomicU32::new(0);
+    let count = || {
+        let mut digest = Digester::default();
+        loop {
+            let piece = next.fetch_add(1, Ordering::Relaxed);
+            if piece >= pieces {
+                return digest.sum;
+            }
+            let inodes = piece * DIGEST_INODES..(piece + 1).saturating_mul(DIGEST_INODES).min(end);
+            for kind in [put_nodes, put_slots, put_edges] {
+                kind(state, format, inodes.clone(), &mut |section, record| digest.add(section, record));
+            }
+        }
+    };
+    let mut rest = Digester::default();
+    let of_inodes = std::thread::scope(|scope| {
+        let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(count)).collect();
+        let mut add = |section: Section, record: &[u8]| rest.add(section, record);
+        put_before_nodes(state, &mut add);
+        put_behind_edges(state, &mut add);
+        let own = count();
+        let theirs = helpers.into_iter().map(|helper| helper.join().expect("it only reads and adds"));
+        theirs.fold(own, u64::wrapping_add)
+    });
+    Digest(rest.sum.wrapping_add(of_inodes))
 }
 
 #[derive(Default)]
@@ -378,15 +410,39 @@ impl<E> Frames<'_, E> {
 
 // --- records, as they are written
 
-fn put_state(state: &State, format: u32, emit: &mut dyn FnMut(Section, &[u8])) {
-    let mut record = Vec::new();
-    let mut put = |section: Section, fill: &mut dyn FnMut(&mut Vec<u8>)| {
-        record.clear();
-        fill(&mut record);
-        emit(section, &record);
-    };
+fn put_state(state: &State, format: u32, emit: Emit<'_>) {
+    put_before_nodes(state, emit);
+    let all = 0..state.inodes_end();
+    put_nodes(state, format, all.clone(), emit);
+    put_slots(state, format, all.clone(), emit);
+    put_edges(state, format, all, emit);
+    put_behind_edges(state, emit);
+}
 
-    put(Section::Counters, &mut |out| {
+/// Takes a record.
+type Emit<'a> = &'a mut dyn FnMut(Section, &[u8]);
+
+/// Makes records in one buffer after the other.
+struct Put<'a> {
+    record: Vec<u8>,
+    emit: Emit<'a>,
+}
+
+impl Put<'_> {
+    fn new(emit: Emit<'_>) -> Put<'_> {
+        Put { record: Vec::new(), emit }
+    }
+
+    fn put(&mut self, section: Section, fill: impl FnOnce(&mut Vec<u8>)) {
+        self.record.clear();
+        fill(&mut self.record);
+        (self.emit)(section, &self.record);
+    }
+}
+
+fn put_before_nodes(state: &State, emit: Emit<'_>) {
+    let mut to = Put::new(emit);
+    to.put(Section::Counters, |out| {
         state.meta_id.put(out);
         state.version.put(out);
         state.next_edge_id.put(out);
@@ -398,24 +454,33 @@ fn put_state(state: &State, format: u32, emit: &mut dyn FnMut(Section, &[u8])) {
         sizes.chunks.put(out);
     });
     for (id, class) in state.classes.iter() {
-        put(Section::Classes, &mut |out| put_class(id, class, out));
+        to.put(Section::Classes, |out| put_class(id, class, out));
     }
     for chunk in state.chunks.iter() {
-        put(Section::Chunks, &mut |out| {
+        to.put(Section::Chunks, |out| {
             chunk.id.put(out);
             chunk.version.put(out);
             chunk.locked_to.put(out);
             out.push(u8::from(chunk.archived));
         });
     }
-    for inode in state.inodes() {
-        put(Section::Nodes, &mut |out| put_node(state, inode, format, out));
+}
+
+fn put_nodes(state: &State, format: u32, inodes: Range<u32>, emit: Emit<'_>) {
+    let mut to = Put::new(emit);
+    for inode in state.inodes_in(inodes) {
+        to.put(Section::Nodes, |out| put_node(state, inode, format, out));
     }
-    for inode in state.inodes() {
+}
+
+/// Chunks of files that have more than the first.
+fn put_slots(state: &State, _: u32, inodes: Range<u32>, emit: Emit<'_>) {
+    let mut to = Put::new(emit);
+    for inode in state.inodes_in(inodes) {
         let node = state.at(inode);
         if node.has_data() && node.marked(mark::CHUNK_LIST) {
             for (index, chunk) in state.chunks_from(node, 0) {
-                put(Section::Slots, &mut |out| {
+                to.put(Section::Slots, |out| {
                     inode.put(out);
                     index.put(out);
                     state.chunks.at(chunk).id.put(out);
@@ -423,25 +488,34 @@ fn put_state(state: &State, format: u32, emit: &mut dyn FnMut(Section, &[u8])) {
             }
         }
     }
-    for inode in state.inodes() {
+}
+
+/// Entries of those of these inodes that are directories.
+fn put_edges(state: &State, _: u32, inodes: Range<u32>, emit: Emit<'_>) {
+    let mut to = Put::new(emit);
+    for inode in state.inodes_in(inodes) {
         if state.at(inode).is_directory() {
             for edge in state.children(inode) {
-                put(Section::Edges, &mut |out| put_edge(state, edge, out));
+                to.put(Section::Edges, |out| put_edge(state, edge, out));
             }
         }
     }
+}
+
+fn put_behind_edges(state: &State, emit: Emit<'_>) {
+    let mut to = Put::new(emit);
     for edge in state.all_detached() {
-        put(Section::Edges, &mut |out| put_edge(state, edge, out));
+        to.put(Section::Edges, |out| put_edge(state, edge, out));
     }
     for (inode, since) in state.free_queue() {
-        put(Section::Free, &mut |out| {
+        to.put(Section::Free, |out| {
             inode.put(out);
             since.put(out);
         });
     }
     for (inode, all) in &state.xattrs {
         for (name, value) in all {
-            put(Section::Xattrs, &mut |out| {
+            to.put(Section::Xattrs, |out| {
                 inode.put(out);
                 put_bytes(name, out);
                 put_bytes(value, out);
@@ -449,29 +523,29 @@ fn put_state(state: &State, format: u32, emit: &mut dyn FnMut(Section, &[u8])) {
         }
     }
     for ((inode, kind), acl) in &state.acls {
-        put(Section::Acls, &mut |out| put_acl_record(*inode, *kind, acl, out));
+        to.put(Section::Acls, |out| put_acl_record(*inode, *kind, acl, out));
     }
     for (inode, quota) in &state.quotas {
-        put(Section::Quotas, &mut |out| put_quota(*inode, quota, out));
+        to.put(Section::Quotas, |out| put_quota(*inode, quota, out));
     }
     for (id, session) in &state.sessions {
-        put(Section::Sessions, &mut |out| put_session(*id, session, out));
+        to.put(Section::Sessions, |out| put_session(*id, session, out));
     }
     for (session, inode) in state.all_open_files() {
-        put(Section::OpenFiles, &mut |out| {
+        to.put(Section::OpenFiles, |out| {
             session.put(out);
             inode.put(out);
         });
     }
     for (inode, holder, kind) in state.locks.all_whole() {
-        put(Section::Locks, &mut |out| {
+        to.put(Section::Locks, |out| {
             inode.put(out);
             put_holder(holder, out);
             out.push(lock_number(kind));
         });
     }
     for (inode, range) in state.locks.all_ranges() {
-        put(Section::Ranges, &mut |out| {
+        to.put(Section::Ranges, |out| {
             inode.put(out);
             put_holder(range.holder, out);
             range.pid.put(out);
@@ -481,7 +555,7 @@ fn put_state(state: &State, format: u32, emit: &mut dyn FnMut(Section, &[u8])) {
         });
     }
     for ((ip, port), entry) in &state.servers {
-        put(Section::Servers, &mut |out| {
+        to.put(Section::Servers, |out| {
             ip.put(out);
             port.put(out);
             entry.csid.put(out);
@@ -610,6 +684,8 @@ fn put_bytes(bytes: &[u8], out: &mut Vec<u8>) {
 
 /// Takes an image in pieces of any size and builds the state.
 pub struct Loader {
+    /// Of the whole image.
+    bytes: u64,
     state: State,
     header: Option<ImageHeader>,
     /// Layout of the records.
@@ -626,7 +702,7 @@ pub struct Loader {
     /// Nodes with several names: their order is by edge, not by directory.
     linked: Vec<u32>,
     /// Names on their way into the index.
-    names: Filling,
+    names: Option<Filling>,
     /// Chunk of the file that was read last: the next file's is often the next one.
     last_chunk: u32,
     /// All inode numbers are below this: a damaged number must not make the tables huge.
@@ -647,15 +723,11 @@ impl From<WireError> for Broken {
     }
 }
 
-impl Default for Loader {
-    fn default() -> Loader {
-        Loader::new()
-    }
-}
-
 impl Loader {
-    pub fn new() -> Loader {
+    /// For an image of so many bytes.
+    pub fn new(bytes: u64) -> Loader {
         Loader {
+            bytes,
             state: State::empty(),
             header: None,
             format: FORMAT,
@@ -666,7 +738,7 @@ impl Loader {
             end: None,
             last_edge: 0,
             linked: Vec::new(),
-            names: Filling::default(),
+            names: None,
             last_chunk: 0,
             inodes_end: 0,
             counted: (0, 0),
@@ -762,7 +834,7 @@ impl Loader {
         if self.section != Some(section) {
             let settled = match self.section {
                 Some(Section::Chunks) => self.state.finish_chunks().map_err(|Twice| CHUNK_TWICE),
-                Some(Section::Edges) => self.state.finish_links(&mut self.names).map_err(|Twice| NAME_TWICE),
+                Some(Section::Edges) => self.state.finish_links(self.names.take()).map_err(|Twice| NAME_TWICE),
                 _ => Ok(()),
             };
             settled.map_err(malformed)?;
@@ -796,7 +868,8 @@ impl Loader {
                 let (edges, chunks) = (u64::take(input)?, u64::take(input)?);
                 must(edges < MANY && chunks < MANY, "the counters are out of range")?;
                 self.counted = (edges, chunks);
-                state.reserve(edges.min(RESERVED_MAX), chunks.min(RESERVED_MAX));
+                self.names = Some(state.begin_links(edges.min(self.bytes / EDGE_BYTES_MIN)));
+                state.begin_chunks(chunks.min(self.bytes / CHUNK_BYTES_MIN));
             }
             Section::Classes => {
                 let (id, class) = take_class(input)?;
@@ -920,7 +993,8 @@ impl Loader {
         if node.edge != 0 {
             self.linked.push(child);
         }
-        let linked = state.link_from_image((parent, child), name, id, newer, &mut self.names);
+        let names = self.names.get_or_insert_with(|| state.begin_links(0));
+        let linked = state.link_from_image((parent, child), name, id, newer, names);
         self.last_edge = linked.map_err(|Twice| Broken::Rule(NAME_TWICE))?;
         Ok(())
     }

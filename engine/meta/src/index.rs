@@ -14,6 +14,9 @@
 //! thousandth of a rehash. What it grows by are segments of one size that are never given back: pieces of many sizes
 //! left holes between them that came to 3 bytes an entry. Nothing ever iterates over it: its order decides nothing.
 
+use std::sync::mpsc::SyncSender;
+use std::thread::JoinHandle;
+
 use crate::arena::{Memory, PAGE_BYTES, Pages};
 
 const SHARD_BITS: u32 = 10;
@@ -63,7 +66,7 @@ impl Index {
     }
 
     /// Makes room for so many handles in an empty index, so that filling it moves none.
-    pub(crate) fn reserve(&mut self, handles: u64) {
+    fn reserve(&mut self, handles: u64) {
         let share = (handles >> SHARD_BITS) as usize;
         // The fullest shard holds a little more than its share.
         let slots = share + share / 8 + SLOTS;
@@ -74,7 +77,7 @@ impl Index {
     }
 
     /// The handle under `hash` for which `is_it` holds.
-    pub(crate) fn find(&self, hash: u64, is_it: impl Fn(u32) -> bool) -> Option<u32> {
+    pub(crate) fn find(&self, hash: u64, is_it: impl FnMut(u32) -> bool) -> Option<u32> {
         let shard = &self.shards[shard_of(hash)];
         let (block, slot) = shard.position(&self.blocks, hash, is_it)?;
         Some(self.blocks.get(shard.place(block)).handles[slot])
@@ -140,7 +143,7 @@ impl Shard {
 
     /// Block and slot.
     #[inline]
-    fn position(&self, table: &Pages<Block>, hash: u64, is_it: impl Fn(u32) -> bool) -> Option<(usize, usize)> {
+    fn position(&self, table: &Pages<Block>, hash: u64, mut is_it: impl FnMut(u32) -> bool) -> Option<(usize, usize)> {
         if self.live == 0 {
             return None;
         }
@@ -210,24 +213,32 @@ fn shard_of(hash: u64) -> usize {
 
 /// Handles on their way into an index that has room for all: kept back by shard, so that one shard's blocks are in the
 /// processor's cache when theirs come. Filling in the order of keys misses the cache with each of them.
-#[derive(Debug)]
+///
+/// Of a large index another thread does the work, while its owner reads the keys that come next. It cannot compare keys,
+/// so it notes handles that may stand for the same one; the owner looks at these in the end.
+#[derive(Debug, Default)]
 pub(crate) struct Filling {
     waiting: Vec<Vec<(u64, u32)>>,
+    helper: Option<Helper>,
 }
 
 /// Two handles have the same key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Twice;
 
-impl Default for Filling {
-    fn default() -> Filling {
-        Filling { waiting: (0..1 << SHARD_BITS).map(|_| Vec::new()).collect() }
-    }
-}
-
 impl Filling {
     /// Handles of a shard that go in together.
     const BATCH: usize = 256;
+
+    /// For so many handles, which come into `index` with `finish`. It must not be asked before.
+    pub(crate) fn new(index: &mut Index, handles: u64) -> Filling {
+        index.reserve(handles);
+        let has_help = handles >= HELP_FROM && std::thread::available_parallelism().is_ok_and(|count| count.get() > 1);
+        Filling {
+            waiting: (0..1 << SHARD_BITS).map(|_| Vec::new()).collect(),
+            helper: has_help.then(|| Helper::start(std::mem::replace(index, Index::new()))),
+        }
+    }
 
     /// `hash_of` as for `Index::insert`; `is_same`: do two handles stand for the same key? Errors: `Twice`, of this
     /// handle or of one before.
@@ -241,27 +252,57 @@ impl Filling {
     ) -> Result<(), Twice> {
         let waiting = &mut self.waiting[shard_of(hash)];
         waiting.push((hash, handle));
-        if waiting.len() == Filling::BATCH { index.fill(waiting, hash_of, is_same) } else { Ok(()) }
+        if waiting.len() < Filling::BATCH {
+            return Ok(());
+        }
+        match &self.helper {
+            Some(helper) => helper.give(waiting),
+            None => index.fill(waiting, hash_of, is_same)?,
+        }
+        Ok(())
     }
 
     /// What still waits goes in. Errors: `Twice`.
     pub(crate) fn finish(
-        &mut self,
+        mut self,
         index: &mut Index,
         hash_of: impl Fn(u32) -> u64,
         is_same: impl Fn(u32, u32) -> bool,
     ) -> Result<(), Twice> {
-        self.waiting.iter_mut().try_for_each(|waiting| index.fill(waiting, &hash_of, &is_same))
+        let Some(helper) = self.helper.take() else {
+            return self.waiting.iter_mut().try_for_each(|waiting| index.fill(waiting, &hash_of, &is_same));
+        };
+        for waiting in &mut self.waiting {
+            helper.give(waiting);
+        }
+        let Filled { index: filled, alike, mut left } = helper.finish();
+        *index = filled;
+        if alike.into_iter().any(|(one, other)| is_same(one, other)) {
+            return Err(Twice);
+        }
+        index.fill(&mut left, hash_of, is_same)
     }
 }
 
 impl Index {
+    fn home_block(&self, hash: u64) -> Option<&Block> {
+        let shard = &self.shards[shard_of(hash)];
+        (!shard.segments.is_empty()).then(|| self.blocks.get(shard.place(shard.home(hash).at)))
+    }
+
+    /// Asks for the blocks of handles that will go in, all at once: one after the other each would be waited for.
+    fn touch(&self, batch: &[(u64, u32)]) {
+        let touched = batch.iter().map(|(hash, _)| self.home_block(*hash).map_or(0, |block| block.beyond));
+        std::hint::black_box(touched.fold(0, std::ops::BitXor::bitxor));
+    }
+
     fn fill(
         &mut self,
         waiting: &mut Vec<(u64, u32)>,
         hash_of: impl Fn(u32) -> u64,
         is_same: impl Fn(u32, u32) -> bool,
     ) -> Result<(), Twice> {
+        self.touch(waiting);
         for (hash, handle) in waiting.drain(..) {
             if self.find(hash, |other| is_same(other, handle)).is_some() {
                 return Err(Twice);
@@ -269,6 +310,69 @@ impl Index {
             self.insert(hash, handle, &hash_of);
         }
         Ok(())
+    }
+}
+
+/// From so many handles on a thread pays.
+const HELP_FROM: u64 = 1 << 18;
+/// Batches that may wait for the thread.
+const BATCHES_WAITING: usize = 256;
+
+/// A thread that fills an index.
+#[derive(Debug)]
+struct Helper {
+    batches: SyncSender<Vec<(u64, u32)>>,
+    thread: JoinHandle<Filled>,
+}
+
+struct Filled {
+    index: Index,
+    /// Handles that have as much of the hash in common as the index knows.
+    alike: Vec<(u32, u32)>,
+    /// Those for which a shard would have to grow, for which keys must be hashed.
+    left: Vec<(u64, u32)>,
+}
+
+impl Helper {
+    fn start(index: Index) -> Helper {
+        let (batches, given) = std::sync::mpsc::sync_channel::<Vec<(u64, u32)>>(BATCHES_WAITING);
+        let thread = std::thread::spawn(move || {
+            let mut filled = Filled { index, alike: Vec::new(), left: Vec::new() };
+            for batch in given {
+                filled.take(batch);
+            }
+            filled
+        });
+        Helper { batches, thread }
+    }
+
+    fn give(&self, batch: &mut Vec<(u64, u32)>) {
+        let next = Vec::with_capacity(Filling::BATCH);
+        self.batches.send(std::mem::replace(batch, next)).expect("the thread takes batches until there are no more");
+    }
+
+    fn finish(self) -> Filled {
+        drop(self.batches);
+        self.thread.join().expect("the thread ends when there are no more batches")
+    }
+}
+
+impl Filled {
+    fn take(&mut self, batch: Vec<(u64, u32)>) {
+        let Filled { index, alike, left } = self;
+        index.touch(&batch);
+        for (hash, handle) in batch {
+            let shard = shard_of(hash);
+            if index.shards[shard].is_full() {
+                left.push((hash, handle));
+                continue;
+            }
+            index.find(hash, |other| {
+                alike.push((other, handle));
+                false
+            });
+            index.shards[shard].put(&mut index.blocks, hash, handle);
+        }
     }
 }
 
@@ -314,13 +418,15 @@ mod tests {
 
     #[test]
     fn what_is_filled_in_by_shards_is_found_and_a_second_one_is_noticed() {
-        // More than waits at a time, so that the first of two is in the index, or waits with the second.
-        for (count, twice) in [(600_000, None), (600_000, Some(3)), (1000, Some(3))] {
-            let (mut index, mut filling) = (Index::new(), Filling::default());
+        // More than waits at a time, so that the first of two is in the index, or waits with the second; with a helper
+        // and without, and with too little room.
+        let counts = [(600_000, 600_000), (200_000, 200_000), (1000, 1000), (700_000, 300_000), (200_000, 10)];
+        for (count, room, twice) in counts.into_iter().flat_map(|(n, room)| [(n, room, None), (n, room, Some(3))]) {
+            let mut index = Index::new();
+            let mut filling = Filling::new(&mut index, room);
             let key_of = |handle: u32| if handle == count { twice.unwrap_or(handle) } else { handle };
             let hash_of = |handle| hash(u64::from(key_of(handle)), b"");
             let is_same = |left, right| key_of(left) == key_of(right);
-            index.reserve(u64::from(count));
             let mut added = (1..=count).map(|n| filling.add(&mut index, hash_of(n), n, hash_of, is_same));
             let result = added.find(Result::is_err).unwrap_or(Ok(()));
             let result = result.and_then(|()| filling.finish(&mut index, hash_of, is_same));

@@ -4,6 +4,7 @@
 //! references); whether a change is allowed is decided above it. It is a pure function of the changes applied.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
 
 use wire::limits::{CHUNK_BYTES, NAME_BYTES_MAX, PATH_BYTES_MAX, RESERVED_INODE_MIN};
 use wire::{Inode, Ip4, NodeKind, SessionId, Time};
@@ -218,10 +219,14 @@ impl State {
         }
     }
 
-    /// Before an image is read: room in the indexes.
-    pub(crate) fn reserve(&mut self, names: u64, chunks: u64) {
-        self.name_index.reserve(names);
-        self.chunks.reserve(chunks);
+    /// Before the names of an image are read.
+    pub(crate) fn begin_links(&mut self, names: u64) -> Filling {
+        Filling::new(&mut self.name_index, names)
+    }
+
+    /// Before the chunks of an image are read.
+    pub(crate) fn begin_chunks(&mut self, chunks: u64) {
+        self.chunks.begin_filling(chunks);
     }
 
     /// After all chunks of an image were read, and before they are looked for. Errors: `Twice`.
@@ -231,9 +236,11 @@ impl State {
 
     /// After all names of an image were read: they can be looked for, and directories have their sums. Errors: `Twice`
     /// if a directory has a name twice.
-    pub(crate) fn finish_links(&mut self, filling: &mut Filling) -> Result<(), Twice> {
+    pub(crate) fn finish_links(&mut self, filling: Option<Filling>) -> Result<(), Twice> {
         let State { edges, names, name_index, .. } = self;
-        filling.finish(name_index, |edge| name_hash(edges, names, edge), |a, b| same_name(edges, names, a, b))?;
+        if let Some(filling) = filling {
+            filling.finish(name_index, |edge| name_hash(edges, names, edge), |a, b| same_name(edges, names, a, b))?;
+        }
         self.sum_up();
         Ok(())
     }
@@ -273,7 +280,13 @@ impl State {
 
     /// Inodes in ascending order.
     pub(crate) fn inodes(&self) -> impl Iterator<Item = u32> + '_ {
-        (1..self.nodes.len()).filter(|inode| self.nodes.get(*inode).exists()).map(|inode| inode as u32)
+        self.inodes_in(0..u32::MAX)
+    }
+
+    /// Those of these numbers that exist, upwards.
+    pub(crate) fn inodes_in(&self, numbers: Range<u32>) -> impl Iterator<Item = u32> + '_ {
+        let end = (numbers.end as usize).min(self.nodes.len()) as u32;
+        (numbers.start.max(1)..end).filter(|inode| self.nodes.get(*inode as usize).exists())
     }
 
     /// (uid, gid)

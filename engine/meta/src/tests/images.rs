@@ -53,7 +53,7 @@ fn an_image_comes_back_the_same_whatever_the_pieces_it_is_read_in() {
     world.check_replay(&mut Vec::new());
     let bytes = image::to_bytes(&world.ns.freeze(), 5);
     for piece in [1, 7, 64, 1000, bytes.len()] {
-        let mut loader = Loader::new();
+        let mut loader = Loader::new(bytes.len() as u64);
         for piece in bytes.chunks(piece) {
             loader.push(piece).unwrap();
         }
