@@ -19,12 +19,14 @@ use crate::job::CHAIN_MAX;
 const PATIENCE: Duration = Duration::from_secs(60);
 const STOCK_BINARY: &str = "/usr/sbin/mfschunkserver";
 
-/// What is measured: `NAME=KIND[;LINE;LINE...]` on the command line, KIND being `stock` or `mooring` and the lines
-/// being added to its configuration file.
+/// What is measured: `NAME=KIND[;LINE;LINE...]` on the command line, KIND being `stock`, `mooring` or `mooring@BINARY`,
+/// another build of ours, and the lines being added to its configuration file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Description {
     pub name: String,
     pub kind: Kind,
+    /// The `mooring` to start, if not the one beside this program.
+    binary: Option<PathBuf>,
     pub lines: String,
 }
 
@@ -32,15 +34,31 @@ impl std::str::FromStr for Description {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Description, String> {
-        let wrong = || format!("subject {text:?}: must be NAME=stock or NAME=mooring, with ;LINE behind for its file");
+        let wrong = || {
+            format!(
+                "subject {text:?}: must be NAME=stock, NAME=mooring or NAME=mooring@BINARY, with ;LINE behind for its file"
+            )
+        };
         let (name, rest) = text.split_once('=').ok_or_else(wrong)?;
         let (kind, lines) = rest.split_once(';').unwrap_or((rest, ""));
-        let kind = match kind {
-            "stock" => Kind::Stock,
-            "mooring" => Kind::Mooring,
+        let (kind, binary) = match kind.split_once('@') {
+            Some(("mooring", binary)) if !binary.is_empty() => (Kind::Mooring, Some(PathBuf::from(binary))),
+            None if kind == "stock" => (Kind::Stock, None),
+            None if kind == "mooring" => (Kind::Mooring, None),
             _ => return Err(wrong()),
         };
-        Ok(Description { name: name.to_owned(), kind, lines: lines.replace(';', "\n") })
+        Ok(Description { name: name.to_owned(), kind, binary, lines: lines.replace(';', "\n") })
+    }
+}
+
+impl Description {
+    /// The `mooring` to start. Errors: it is not there.
+    pub fn our_binary(&self) -> Result<PathBuf, String> {
+        match &self.binary {
+            Some(path) if path.is_file() => Ok(path.clone()),
+            Some(path) => Err(format!("{}: not there", path.display())),
+            None => our_binary(),
+        }
     }
 }
 
@@ -178,7 +196,9 @@ impl Server {
         command.args(["--pdeathsig", "KILL"]);
         match description.kind {
             Kind::Stock => command.arg(STOCK_BINARY).arg("-f").arg("-c").arg(&configuration).arg("start"),
-            Kind::Mooring => command.arg(our_binary()?).arg("chunkserver").arg("-c").arg(&configuration).arg("-f"),
+            Kind::Mooring => {
+                command.arg(description.our_binary()?).arg("chunkserver").arg("-c").arg(&configuration).arg("-f")
+            }
         };
         self.daemon = Some(Daemon::start(&description.name, command, &folder.join("log")));
         Ok(())
@@ -186,7 +206,7 @@ impl Server {
 }
 
 /// `MOORING_BIN`, or the binary beside this one.
-pub fn our_binary() -> Result<PathBuf, String> {
+fn our_binary() -> Result<PathBuf, String> {
     let given = std::env::var_os("MOORING_BIN").map(PathBuf::from);
     let path = match given {
         Some(path) => path,
@@ -215,7 +235,10 @@ mod tests {
     fn a_subject_is_described_in_one_word() {
         let described = "direct=mooring;HDD_IO_MODE = direct;WORKERS_MAX = 9".parse();
         let lines = "HDD_IO_MODE = direct\nWORKERS_MAX = 9".to_owned();
-        assert_eq!(described, Ok(Description { name: "direct".into(), kind: Kind::Mooring, lines }));
+        let expected = Description { name: "direct".into(), kind: Kind::Mooring, binary: None, lines };
+        assert_eq!(described, Ok(expected));
+        let other = "before=mooring@/old/mooring".parse::<Description>().expect("a build may be named");
+        assert_eq!(other.our_binary(), Err("/old/mooring: not there".to_owned()));
         assert!("mooring".parse::<Description>().is_err());
         assert!("a=lizard".parse::<Description>().is_err());
     }

@@ -180,7 +180,7 @@ fn journal_samples() -> Vec<Vec<u8>> {
 pub fn metadata_image(data: &[u8]) {
     meta::image::ImageHeader::decode(data).ok();
     let whole = meta::image::load(data, meta::Policy::default());
-    let mut loader = meta::image::Loader::new();
+    let mut loader = meta::image::Loader::new(data.len() as u64);
     let pushed = data.chunks(97).try_for_each(|piece| loader.push(piece));
     let pieces = pushed.and_then(|()| loader.finish(meta::Policy::default()));
     match (whole, pieces) {

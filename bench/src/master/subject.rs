@@ -10,7 +10,7 @@ use mooring_tests::daemon::Daemon;
 use mooring_tests::namespace::MASTER;
 use mooring_tests::wait::comes_true;
 
-use crate::subject::{Description, our_binary, status_bytes};
+use crate::subject::{Description, status_bytes};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 const STOCK_BINARY: &str = "/usr/sbin/mfsmaster";
@@ -104,7 +104,7 @@ fn spawn(description: &Description, folder: &Path) -> Result<Daemon, String> {
     command.args(["--pdeathsig", "KILL"]);
     match description.kind {
         Kind::Stock => command.arg(STOCK_BINARY).arg("-f").arg("-c").arg(&configuration).arg("start"),
-        Kind::Mooring => command.arg(our_binary()?).arg("master").arg("-c").arg(&configuration).arg("-f"),
+        Kind::Mooring => command.arg(description.our_binary()?).arg("master").arg("-c").arg(&configuration).arg("-f"),
     };
     Ok(Daemon::start(&description.name, command, &folder.join("log")))
 }

@@ -402,7 +402,7 @@ async fn make_folder<const COUNT: usize>(ring: &Ring, path: &str, files: [(&str,
 }
 
 fn load(image: &[u8]) -> Result<Namespace, String> {
-    let mut loader = Loader::new();
+    let mut loader = Loader::new(image.len() as u64);
     loader.push(image).map_err(|error| error.to_string())?;
     loader.finish(Policy::default()).map_err(|error| error.to_string())
 }
