@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use daemons::metalogger;
-use meta::image::Loader;
 use meta::session::SessionParams;
 use meta::{Caller, ClassChange, Namespace, Policy, SetAttr, Truncate, setattr_flags, smode};
 use mooring_tests::tree::Random;
@@ -255,9 +254,7 @@ fn image(namespace: &mut Namespace) -> Vec<u8> {
 }
 
 fn load(image: &[u8]) -> Namespace {
-    let mut loader = Loader::new();
-    loader.push(image).unwrap();
-    loader.finish(Policy::default()).unwrap()
+    meta::image::load(image, Policy::default()).unwrap()
 }
 
 // --- a metalogger, and a master that has this image and these lines ---

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use meta::image::Loader;
 use meta::{Namespace, Policy};
 use mooring_tests::cluster::{Cluster, Kind, Layout};
 use mooring_tests::need::{Need, have, mooring_binary};
@@ -565,9 +564,7 @@ fn assert_made(folder: &Path, name: &str, count: u64) {
 }
 
 fn load(image: &Path) -> Namespace {
-    let mut loader = Loader::new();
-    loader.push(&fs::read(image).unwrap()).unwrap();
-    loader.finish(Policy::default()).unwrap()
+    meta::image::load(&fs::read(image).unwrap(), Policy::default()).unwrap()
 }
 
 /// Replays all journal files of a folder, oldest first. Gives how many lines were new.

@@ -26,7 +26,6 @@ use std::time::Duration;
 
 use daemons::signals::Wish;
 use daemons::{master, metalogger};
-use meta::image::Loader;
 use meta::{Namespace, Policy, journal};
 use ring::sim::{Failure, NodeId, World};
 use ring::{Instant, JoinHandle, Ring};
@@ -402,9 +401,7 @@ async fn make_folder<const COUNT: usize>(ring: &Ring, path: &str, files: [(&str,
 }
 
 fn load(image: &[u8]) -> Result<Namespace, String> {
-    let mut loader = Loader::new(image.len() as u64);
-    loader.push(image).map_err(|error| error.to_string())?;
-    loader.finish(Policy::default()).map_err(|error| error.to_string())
+    meta::image::load(image, Policy::default()).map_err(|error| error.to_string())
 }
 
 /// All lines of the journal files among these, by version. Errors: two files have different lines.
