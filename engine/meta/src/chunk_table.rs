@@ -135,7 +135,7 @@ impl ChunkTable {
         let ChunkTable { chunks, index, filling, .. } = self;
         let filling = filling.get_or_insert_with(|| Box::new(Filling::new(index, 0)));
         let id_of = |slot| chunks.get(slot).id;
-        filling.add(index, hash_of(id), slot, |slot| hash_of(id_of(slot)), |a, b| id_of(a) == id_of(b))
+        filling.add(index, hash_of(id), slot, |batch| hashes(chunks, batch), |a, b| id_of(a) == id_of(b))
     }
 
     /// The chunks that were added by `fill` can be found. Errors: `Twice`.
@@ -143,7 +143,7 @@ impl ChunkTable {
         let (chunks, filling) = (&self.chunks, self.filling.take());
         let id_of = |slot| chunks.get(slot).id;
         let finish = |filling: Box<Filling>| {
-            filling.finish(&mut self.index, |slot| hash_of(id_of(slot)), |a, b| id_of(a) == id_of(b))
+            filling.finish(&mut self.index, |batch| hashes(chunks, batch), |a, b| id_of(a) == id_of(b))
         };
         filling.map_or(Ok(()), finish)
     }
@@ -165,7 +165,7 @@ impl ChunkTable {
     pub(crate) fn insert(&mut self, id: u64, version: u32, locked_to: u32, archived: bool) -> u32 {
         let slot = self.chunks.insert(Chunk { id, version, locked_to, references: 0, class: 0, archived });
         let chunks = &self.chunks;
-        self.index.insert(hash_of(id), slot, |slot| hash_of(chunks.get(slot).id));
+        self.index.insert(hash_of(id), slot, |batch| hashes(chunks, batch));
         slot
     }
 
@@ -321,6 +321,12 @@ impl ChunkTable {
             }
         }
         self.set_class(slot, choice);
+    }
+}
+
+fn hashes(chunks: &Arena<Chunk>, batch: &mut [(u64, u32)]) {
+    for (hash, slot) in batch {
+        *hash = hash_of(chunks.get(*slot).id);
     }
 }
 

@@ -27,6 +27,8 @@ const SEGMENT_BITS: u32 = 2;
 const SEGMENT_BLOCKS: usize = 1 << SEGMENT_BITS;
 /// Of 12 slots so many may be in use, on average of a shard.
 const FULL_SLOTS: usize = 11;
+/// Keys that are hashed together when a shard grows, so that one is not waited for after the other.
+const HASHED_AT_ONCE: usize = 64;
 
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(64))]
@@ -83,11 +85,11 @@ impl Index {
         Some(self.blocks.get(shard.place(block)).handles[slot])
     }
 
-    /// Adds a handle that is not in the index. `hash_of` gives the hash of the key behind a handle.
-    pub(crate) fn insert(&mut self, hash: u64, handle: u32, hash_of: impl Fn(u32) -> u64) {
+    /// Adds a handle that is not in the index. `hashes` puts the hash of the key in front of each handle.
+    pub(crate) fn insert(&mut self, hash: u64, handle: u32, hashes: impl Fn(&mut [(u64, u32)])) {
         let shard = &mut self.shards[shard_of(hash)];
         if shard.is_full() {
-            shard.grow(&mut self.blocks, &mut self.moving, hash_of);
+            shard.grow(&mut self.blocks, &mut self.moving, hashes);
         }
         shard.put(&mut self.blocks, hash, handle);
     }
@@ -190,15 +192,16 @@ impl Shard {
     }
 
     /// A quarter more room. All handles move to their new places.
-    fn grow(&mut self, table: &mut Pages<Block>, moving: &mut Vec<(u64, u32)>, hash_of: impl Fn(u32) -> u64) {
+    fn grow(&mut self, table: &mut Pages<Block>, moving: &mut Vec<(u64, u32)>, hashes: impl Fn(&mut [(u64, u32)])) {
         moving.clear();
         moving.reserve_exact(self.live);
         for at in 0..self.blocks() {
             let block = table.get_mut(self.place(at));
             let live = block.tags.iter().zip(block.handles).filter(|(tag, _)| **tag != FREE);
-            moving.extend(live.map(|(_, handle)| (hash_of(handle), handle)));
+            moving.extend(live.map(|(_, handle)| (0, handle)));
             *block = Block::default();
         }
+        moving.chunks_mut(HASHED_AT_ONCE).for_each(hashes);
         self.extend(table, (self.segments.len() / 4).max(1));
         self.live = 0;
         for (hash, handle) in moving.drain(..) {
@@ -240,14 +243,14 @@ impl Filling {
         }
     }
 
-    /// `hash_of` as for `Index::insert`; `is_same`: do two handles stand for the same key? Errors: `Twice`, of this
+    /// `hashes` as for `Index::insert`; `is_same`: do two handles stand for the same key? Errors: `Twice`, of this
     /// handle or of one before.
     pub(crate) fn add(
         &mut self,
         index: &mut Index,
         hash: u64,
         handle: u32,
-        hash_of: impl Fn(u32) -> u64,
+        hashes: impl Fn(&mut [(u64, u32)]),
         is_same: impl Fn(u32, u32) -> bool,
     ) -> Result<(), Twice> {
         let waiting = &mut self.waiting[shard_of(hash)];
@@ -257,7 +260,7 @@ impl Filling {
         }
         match &self.helper {
             Some(helper) => helper.give(waiting),
-            None => index.fill(waiting, hash_of, is_same)?,
+            None => index.fill(waiting, hashes, is_same)?,
         }
         Ok(())
     }
@@ -266,11 +269,11 @@ impl Filling {
     pub(crate) fn finish(
         mut self,
         index: &mut Index,
-        hash_of: impl Fn(u32) -> u64,
+        hashes: impl Fn(&mut [(u64, u32)]),
         is_same: impl Fn(u32, u32) -> bool,
     ) -> Result<(), Twice> {
         let Some(helper) = self.helper.take() else {
-            return self.waiting.iter_mut().try_for_each(|waiting| index.fill(waiting, &hash_of, &is_same));
+            return self.waiting.iter_mut().try_for_each(|waiting| index.fill(waiting, &hashes, &is_same));
         };
         for waiting in &mut self.waiting {
             helper.give(waiting);
@@ -280,7 +283,7 @@ impl Filling {
         if alike.into_iter().any(|(one, other)| is_same(one, other)) {
             return Err(Twice);
         }
-        index.fill(&mut left, hash_of, is_same)
+        index.fill(&mut left, hashes, is_same)
     }
 }
 
@@ -299,7 +302,7 @@ impl Index {
     fn fill(
         &mut self,
         waiting: &mut Vec<(u64, u32)>,
-        hash_of: impl Fn(u32) -> u64,
+        hashes: impl Fn(&mut [(u64, u32)]),
         is_same: impl Fn(u32, u32) -> bool,
     ) -> Result<(), Twice> {
         self.touch(waiting);
@@ -307,7 +310,7 @@ impl Index {
             if self.find(hash, |other| is_same(other, handle)).is_some() {
                 return Err(Twice);
             }
-            self.insert(hash, handle, &hash_of);
+            self.insert(hash, handle, &hashes);
         }
         Ok(())
     }
@@ -400,12 +403,17 @@ pub(crate) fn hash(number: u64, bytes: &[u8]) -> u64 {
 mod tests {
     use super::*;
 
+    /// Hashes of many from the hash of one.
+    fn each(hash_of: impl Fn(u32) -> u64) -> impl Fn(&mut [(u64, u32)]) {
+        move |batch| batch.iter_mut().for_each(|(hash, handle)| *hash = hash_of(*handle))
+    }
+
     #[test]
     fn what_was_put_in_is_found_until_it_is_taken_out() {
         let mut index = Index::new();
         let hash_of = |handle: u32| hash(u64::from(handle), b"");
         for handle in 1..20_000 {
-            index.insert(hash_of(handle), handle, hash_of);
+            index.insert(hash_of(handle), handle, each(hash_of));
         }
         for handle in (1..20_000).step_by(3) {
             assert_eq!(index.remove(hash_of(handle), |found| found == handle), Some(handle));
@@ -427,9 +435,9 @@ mod tests {
             let key_of = |handle: u32| if handle == count { twice.unwrap_or(handle) } else { handle };
             let hash_of = |handle| hash(u64::from(key_of(handle)), b"");
             let is_same = |left, right| key_of(left) == key_of(right);
-            let mut added = (1..=count).map(|n| filling.add(&mut index, hash_of(n), n, hash_of, is_same));
+            let mut added = (1..=count).map(|n| filling.add(&mut index, hash_of(n), n, each(hash_of), is_same));
             let result = added.find(Result::is_err).unwrap_or(Ok(()));
-            let result = result.and_then(|()| filling.finish(&mut index, hash_of, is_same));
+            let result = result.and_then(|()| filling.finish(&mut index, each(hash_of), is_same));
             assert_eq!(result, if twice.is_some() { Err(Twice) } else { Ok(()) });
             if twice.is_none() {
                 let found = |n| index.find(hash_of(n), |other| other == n) == Some(n);
@@ -443,7 +451,7 @@ mod tests {
         let mut index = Index::new();
         let hash_of = |_: u32| 7;
         for handle in 1..500 {
-            index.insert(7, handle, hash_of);
+            index.insert(7, handle, each(hash_of));
         }
         // From the middle outwards, so that blocks in between become free before those behind them.
         for step in 0..499u32 {
@@ -461,7 +469,7 @@ mod tests {
         let mut index = Index::new();
         let hash_of = |handle: u32| hash(u64::from(handle), b"x");
         for handle in 1..200_000u32 {
-            index.insert(hash_of(handle), handle, hash_of);
+            index.insert(hash_of(handle), handle, each(hash_of));
             if handle > 100 {
                 let old = handle - 100;
                 assert_eq!(index.remove(hash_of(old), |found| found == old), Some(old));

@@ -239,7 +239,11 @@ impl State {
     pub(crate) fn finish_links(&mut self, filling: Option<Filling>) -> Result<(), Twice> {
         let State { edges, names, name_index, .. } = self;
         if let Some(filling) = filling {
-            filling.finish(name_index, |edge| name_hash(edges, names, edge), |a, b| same_name(edges, names, a, b))?;
+            filling.finish(
+                name_index,
+                |batch| name_hashes(edges, names, batch),
+                |a, b| same_name(edges, names, a, b),
+            )?;
         }
         self.sum_up();
         Ok(())
@@ -563,8 +567,8 @@ impl State {
             self.dirs.get_mut(directory).below.change(&Figures::default(), &figures);
         }
         let State { edges, names, name_index, .. } = self;
-        let hash_of = |edge| name_hash(edges, names, edge);
-        filling.add(name_index, hash(u64::from(parent), name), edge, hash_of, |a, b| same_name(edges, names, a, b))?;
+        let hashes = |batch: &mut [_]| name_hashes(edges, names, batch);
+        filling.add(name_index, hash(u64::from(parent), name), edge, hashes, |a, b| same_name(edges, names, a, b))?;
         Ok(edge)
     }
 
@@ -1137,8 +1141,8 @@ impl State {
     fn enter_directory(&mut self, edge: u32) {
         let Edge { parent, child, .. } = *self.edges.get(edge);
         let (edges, names) = (&self.edges, &self.names);
-        let hash_of = |edge| name_hash(edges, names, edge);
-        self.name_index.insert(hash_of(edge), edge, hash_of);
+        let hash = name_hash(edges, names, edge);
+        self.name_index.insert(hash, edge, |batch| name_hashes(edges, names, batch));
         self.count_entry(edge);
         let figures = self.figures(child);
         self.change_up(parent, &Figures::default(), &figures);
@@ -1191,6 +1195,18 @@ impl State {
 fn name_hash(edges: &Arena<Edge>, names: &Names, edge: u32) -> u64 {
     let edge = edges.get(edge);
     hash(u64::from(edge.parent), name_of(names, edge))
+}
+
+/// Puts the hash in front of each edge. All edges are read first, then the beginnings of all names: the processor waits
+/// for many at once.
+fn name_hashes(edges: &Arena<Edge>, names: &Names, batch: &mut [(u64, u32)]) {
+    let touched = batch.iter().map(|(_, edge)| edges.get(*edge).name);
+    std::hint::black_box(touched.fold(0, std::ops::BitXor::bitxor));
+    let touched = batch.iter().map(|(_, edge)| names.get(edges.get(*edge).name, 1)[0]);
+    std::hint::black_box(touched.fold(0, std::ops::BitXor::bitxor));
+    for (hash, edge) in batch {
+        *hash = name_hash(edges, names, *edge);
+    }
 }
 
 /// Are two edges the same name in the same directory?

@@ -3,99 +3,102 @@
 use wire::{Inode, SessionId};
 
 /// Files fall into as many sets.
-const SETS: usize = 1 << 15;
+const SETS: usize = 1 << 16;
 /// (File, session) pairs that a set remembers; the one that was not used for longest goes first. What is forgotten
 /// costs a client its pages once, nothing else.
-const WAYS: usize = 16;
+const WAYS: usize = 8;
+/// Sets begin at multiples of this: each is one cache line.
+const LINE_BYTES: usize = 64;
+const _: () = assert!(WAYS * size_of::<Entry>() == LINE_BYTES);
 
 /// For (file, session): are the pages that the session holds still valid?
 ///
-/// A look-up asks it, so it is one table that never moves: one or two cache lines for a question. Untouched parts of
-/// it take no memory.
+/// A look-up asks it, so it is one table that never moves, and a question costs one cache line. Untouched parts of it
+/// take no memory.
 #[derive(Debug)]
 pub(in crate::master) struct DataCache {
-    /// `SETS * WAYS`; each set is in order of use, the free places (file 0) last.
+    /// `SETS * WAYS` from `first` on; each set is in order of use, the free places (file 0) last.
     entries: Box<[Entry]>,
+    first: usize,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Entry {
-    inode: u32,
-    session: u32,
-    /// 1: valid. A number, so that the table is made of untouched zeros.
-    valid: u32,
+/// From the top: inode, 32 bits; session, 31 bits; 1: valid. A number, so that the table is made of untouched zeros.
+type Entry = u64;
+
+/// The pair, not valid; None for sessions whose number does not fit: their pages go each time.
+fn pair(inode: Inode, session: SessionId) -> Option<Entry> {
+    (session.0 >> 31 == 0).then_some(u64::from(inode.0) << 32 | u64::from(session.0) << 1)
+}
+
+fn is_pair(entry: Entry, pair: Entry) -> bool {
+    entry & !1 == pair
+}
+
+fn inode_of(entry: Entry) -> u32 {
+    (entry >> 32) as u32
 }
 
 impl Default for DataCache {
     fn default() -> DataCache {
-        DataCache { entries: vec![Entry::default(); SETS * WAYS].into_boxed_slice() }
+        let entries = vec![0; (SETS + 1) * WAYS].into_boxed_slice();
+        // Should it not be possible to tell, sets lie across two lines.
+        let first = Some(entries.as_ptr().align_offset(LINE_BYTES)).filter(|first| *first < WAYS).unwrap_or(0);
+        DataCache { entries, first }
     }
 }
 
 impl DataCache {
     /// A look-up or open: may the pages stay?
     pub(in crate::master) fn may_keep(&mut self, inode: Inode, session: SessionId) -> bool {
+        let Some(pair) = pair(inode, session) else { return false };
         let set = self.set(inode);
-        if let [first, ..] = set
-            && first.is(inode, session)
-        {
-            return first.valid != 0;
-        }
-        let valid = set.iter().any(|entry| entry.is(inode, session) && entry.valid != 0);
-        touch(set, inode, session, valid);
+        let valid = set.contains(&(pair | 1));
+        touch(set, pair, valid);
         valid
     }
 
     /// The session read the file, or dropped its pages.
     pub(in crate::master) fn read(&mut self, inode: Inode, session: SessionId) {
+        let Some(pair) = pair(inode, session) else { return };
         let set = self.set(inode);
-        if set.iter().any(|entry| entry.is(inode, session)) {
-            touch(set, inode, session, true);
+        if set.iter().any(|entry| is_pair(*entry, pair)) {
+            touch(set, pair, true);
         }
     }
 
     /// The session changed the file: what others hold is void.
     pub(in crate::master) fn written(&mut self, inode: Inode, session: SessionId) {
-        let own = self.set(inode).iter().any(|entry| entry.is(inode, session));
+        let own = pair(inode, session).filter(|pair| self.set(inode).iter().any(|entry| is_pair(*entry, *pair)));
         self.forget(inode);
-        if own {
-            touch(self.set(inode), inode, session, true);
+        if let Some(pair) = own {
+            touch(self.set(inode), pair, true);
         }
     }
 
     pub(in crate::master) fn forget(&mut self, inode: Inode) {
         let set = self.set(inode);
-        if !set.iter().any(|entry| entry.inode == inode.0) {
-            return;
-        }
         let mut kept = 0;
         for at in 0..WAYS {
-            if set[at].inode != inode.0 {
+            if inode_of(set[at]) != inode.0 {
                 set[kept] = set[at];
                 kept += 1;
             }
         }
-        set[kept..].fill(Entry::default());
+        set[kept..].fill(0);
     }
 
     fn set(&mut self, inode: Inode) -> &mut [Entry] {
         // Neighbours go to different sets, since they are used together.
-        let at = inode.0 as usize % SETS * WAYS;
+        let at = self.first + inode.0 as usize % SETS * WAYS;
         &mut self.entries[at..at + WAYS]
     }
 }
 
-impl Entry {
-    fn is(&self, inode: Inode, session: SessionId) -> bool {
-        (self.inode, self.session) == (inode.0, session.0)
-    }
-}
-
 /// The pair comes to the front.
-fn touch(set: &mut [Entry], inode: Inode, session: SessionId, valid: bool) {
-    let place = set.iter().position(|entry| entry.is(inode, session)).unwrap_or(WAYS - 1);
+fn touch(set: &mut [Entry], pair: Entry, valid: bool) {
+    let place = set.iter().position(|entry| is_pair(*entry, pair)).unwrap_or(WAYS - 1);
     set.copy_within(0..place, 1);
-    set[0] = Entry { inode: inode.0, session: session.0, valid: u32::from(valid) };
+    set[0] = pair | u64::from(valid);
 }
 
 #[cfg(test)]
@@ -133,5 +136,18 @@ mod tests {
         cache.forget(file(0));
         assert!(!cache.may_keep(file(0), SessionId(1)));
         assert!(cache.may_keep(file(WAYS - 1), SessionId(1)), "stays beside the one that went");
+    }
+
+    #[test]
+    fn the_last_inode_and_the_last_sessions_have_places() {
+        let mut cache = DataCache::default();
+        let (file, session) = (Inode(u32::MAX), SessionId(u32::MAX >> 1));
+        for (session, keeps) in [(session, true), (SessionId(u32::MAX), false)] {
+            assert!(!cache.may_keep(file, session));
+            cache.read(file, session);
+            assert_eq!(cache.may_keep(file, session), keeps);
+        }
+        cache.written(file, SessionId(u32::MAX));
+        assert!(!cache.may_keep(file, session), "another one wrote");
     }
 }
