@@ -385,13 +385,13 @@ impl Chunks {
     pub(super) fn too_busy_to_take(&self, id: ServerId, class: Class, now: u32) -> Option<Refusal> {
         let server = self.servers.get(id)?;
         let limit = self.settings.write_replications[class as usize];
-        too_busy(server.replications_in, limit, &server.pace_in, id, now)
+        too_busy(server.replications_in, limit, (&server.pace_in, class), id, now)
     }
 
     pub(super) fn too_busy_to_give(&self, id: ServerId, class: Class, now: u32) -> Option<Refusal> {
         let server = self.servers.get(id)?;
         let limit = self.settings.read_replications[class as usize];
-        too_busy(server.replications_out, limit, &server.pace_out, id, now)
+        too_busy(server.replications_out, limit, (&server.pace_out, class), id, now)
     }
 
     /// Every server with space has an entry of this chunk, good or bad.
@@ -447,13 +447,16 @@ impl Chunks {
     }
 }
 
-/// Whether the settings' limit, or what the server is able to do, forbids one more.
-fn too_busy(running: u32, limit: f64, pace: &Pace, id: ServerId, now: u32) -> Option<Refusal> {
+/// Whether the settings' limit, or what the server is able to do, forbids one more. A chunk that is endangered gets one
+/// place beyond what the server is able to do: whatever else is under way there may be for balance only.
+fn too_busy(running: u32, limit: f64, (pace, class): (&Pace, Class), id: ServerId, now: u32) -> Option<Refusal> {
     if !below_limit(running, limit, id, now) {
         return Some(Refusal::Limit { running });
     }
     let millis_per_copy = pace.seconds_per_copy().map_or(0, |seconds| (seconds * 1000.0) as u32);
-    (!below_limit(running, pace.allows(limit), id, now)).then_some(Refusal::Slow { running, millis_per_copy })
+    let more = if class == Class::Endangered { 1.0 } else { 0.0 };
+    let able = limit.min(pace.allows(limit) + more);
+    (!below_limit(running, able, id, now)).then_some(Refusal::Slow { running, millis_per_copy })
 }
 
 /// A fraction of a limit holds in that fraction of seconds. Spec 41, 8.4.

@@ -11,6 +11,7 @@
 use wire::{ChunkId, Status, Version};
 
 use super::copies::{CopyKind, CopyState, Operation};
+use super::pace::End;
 use super::{Chunks, Command, Effect, Effects, Notice, ServerId, Table};
 
 /// Which command an answer answers.
@@ -291,12 +292,8 @@ impl Chunks {
         now: u32,
         effects: &mut Effects,
     ) {
-        let clock = self.clock;
-        let replication = self.replications.get(&(chunk, server)).copied();
-        if let (Some(replication), Status::OK) = (replication, status) {
-            self.servers.copy_completed(replication.source, server, clock);
-        }
-        let Some(replication) = self.take_replication(chunk, server) else {
+        let end = if status == Status::OK { End::Completed } else { End::Otherwise };
+        let Some(replication) = self.take_replication(chunk, server, end) else {
             effects.push(Effect::Notice(Notice::UnexpectedAnswer { server, chunk }));
             return;
         };
@@ -346,32 +343,15 @@ impl Chunks {
         }
     }
 
-    /// Strikes off a replication that was not answered in time, and remembers how slow its ends are.
-    pub(super) fn give_up_replication(&mut self, chunk: ChunkId, target: ServerId) {
-        let Some(replication) = self.replications.get(&(chunk, target)).copied() else { return };
-        let clock = self.clock;
-        if let Some(server) = self.servers.get_mut(target) {
-            server.pace_in.give_up(clock);
-        }
-        if let Some(server) = self.servers.get_mut(replication.source) {
-            server.pace_out.give_up(clock);
-        }
-        self.take_replication(chunk, target);
-    }
-
-    /// Strikes a replication off the list and lowers the counters of both ends.
-    pub(super) fn take_replication(&mut self, chunk: ChunkId, target: ServerId) -> Option<super::Replication> {
+    /// Strikes a replication off the list, lowers the counters of both ends, and learns of how it ended.
+    pub(super) fn take_replication(
+        &mut self,
+        chunk: ChunkId,
+        target: ServerId,
+        end: End,
+    ) -> Option<super::Replication> {
         let replication = self.replications.remove(&(chunk, target))?;
-        self.servers.lower(target, |server| &mut server.replications_in);
-        self.servers.lower(replication.source, |server| &mut server.replications_out);
-        // What comes next is measured from here, whatever became of this one.
-        let clock = self.clock;
-        if let Some(server) = self.servers.get_mut(target) {
-            server.pace_in.skip(clock);
-        }
-        if let Some(server) = self.servers.get_mut(replication.source) {
-            server.pace_out.skip(clock);
-        }
+        self.servers.copy_ended(replication.source, target, end, self.clock);
         Some(replication)
     }
 }

@@ -5,8 +5,9 @@
 //! is behind that would only wait there, lock its chunk, and be given up. One copy it always may have: that is how it is
 //! measured again.
 //!
-//! Measured is the time from one completed copy to the next while there is work, so it is the bandwidth of a server with
-//! several copies under way, and the latency of one with a single copy. Time comes in with the ticks.
+//! Measured is the time of a round: as many completed copies as were under way when it began. So it is the bandwidth of a
+//! server with several copies under way, also when they end all at once, and the latency of one with a single copy. Time
+//! comes in with the ticks.
 
 /// As much is put before a server as it completes in this time.
 const AHEAD_SECONDS: f64 = 10.0;
@@ -19,28 +20,55 @@ const WEIGHT_FASTER: f64 = 0.5;
 pub(super) struct Pace {
     /// None: nothing was measured yet.
     seconds_per_copy: Option<f64>,
-    /// When the copy before was done, or work began.
+    /// When the round began.
     since: f64,
+    /// When a copy ended last, or the first one began.
+    last: f64,
+    /// Copies of this round, and those of them that are done.
+    round: u32,
+    done: u32,
+}
+
+/// How a copy ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Completed,
+    /// It took too long.
+    GivenUp,
+    /// Nothing is learned of it.
+    Otherwise,
 }
 
 impl Pace {
     /// A copy begins, beside `running` others.
     pub(super) fn begin(&mut self, clock: f64, running: u32) {
         if running == 0 {
-            self.since = clock;
+            (self.since, self.last, self.done) = (clock, clock, 0);
+        }
+        if self.done == 0 {
+            self.round = running + 1;
         }
     }
 
-    /// A copy was given up. At this server none was completed for so long, so one takes at least that.
-    pub(super) fn give_up(&mut self, clock: f64) {
-        let waited = (clock - self.since).max(0.0);
-        self.seconds_per_copy = Some(self.seconds_per_copy.map_or(waited, |known| known.max(waited)));
-        self.since = clock;
-    }
-
-    /// A copy ended otherwise: nothing is learned of it.
-    pub(super) fn skip(&mut self, clock: f64) {
-        self.since = clock;
+    /// A copy ended, `left` others run. `other_end`: the pace of the server at the other end.
+    fn end(&mut self, end: End, clock: f64, left: u32, other_end: Option<f64>) {
+        let waited = (clock - self.last).max(0.0);
+        self.last = clock;
+        match end {
+            End::Completed => {
+                self.done += 1;
+                if self.done < self.round {
+                    return;
+                }
+                self.learn((clock - self.since).max(0.0) / f64::from(self.done), other_end);
+            }
+            // At this server none was completed for so long, so one takes at least that.
+            End::GivenUp => {
+                self.seconds_per_copy = Some(self.seconds_per_copy.map_or(waited, |known| known.max(waited)));
+            }
+            End::Otherwise => {}
+        }
+        (self.since, self.done, self.round) = (clock, 0, left);
     }
 
     pub(super) fn seconds_per_copy(&self) -> Option<f64> {
@@ -55,8 +83,7 @@ impl Pace {
         }
     }
 
-    /// `seconds` since the copy before. `other_end`: the pace of the server at the other end; if that one is known to be
-    /// slow, a slow copy says nothing of this one.
+    /// A copy took `seconds`. If the server at the `other_end` is known to be slow, a slow copy says nothing of this one.
     fn learn(&mut self, seconds: f64, other_end: Option<f64>) {
         self.seconds_per_copy = Some(match self.seconds_per_copy {
             None => seconds,
@@ -67,14 +94,13 @@ impl Pace {
     }
 }
 
-/// A copy was completed between two servers.
-pub(super) fn completed(source: Option<&mut Pace>, target: Option<&mut Pace>, clock: f64) {
-    let known = |pace: &Option<&mut Pace>| pace.as_ref().and_then(|pace| pace.seconds_per_copy);
+/// A copy between two servers ended. With each the number of others that run in that direction.
+pub(super) fn ended(source: Option<(&mut Pace, u32)>, target: Option<(&mut Pace, u32)>, end: End, clock: f64) {
+    let known = |pace: &Option<(&mut Pace, u32)>| pace.as_ref().and_then(|(pace, _)| pace.seconds_per_copy);
     let (of_source, of_target) = (known(&source), known(&target));
     for (pace, other_end) in [(source, of_target), (target, of_source)] {
-        if let Some(pace) = pace {
-            pace.learn((clock - pace.since).max(0.0), other_end);
-            pace.since = clock;
+        if let Some((pace, left)) = pace {
+            pace.end(end, clock, left, other_end);
         }
     }
 }
@@ -90,7 +116,7 @@ mod tests {
             source.begin(clock, 0);
             target.begin(clock, 0);
             clock += seconds;
-            completed(Some(source), Some(target), clock);
+            ended(Some((&mut *source, 0)), Some((&mut *target, 0)), End::Completed, clock);
         }
     }
 
@@ -117,12 +143,31 @@ mod tests {
         let mut pace = Pace::default();
         (0..4).for_each(|running| pace.begin(0.0, running));
         for done in 1..=4 {
-            completed(None, Some(&mut pace), f64::from(done) * 2.0);
+            pace.end(End::Completed, f64::from(done) * 2.0, 4 - done, None);
         }
         assert_eq!(pace.seconds_per_copy(), Some(2.0), "four in eight seconds");
         pace.begin(100.0, 0);
-        completed(None, Some(&mut pace), 102.0);
+        pace.end(End::Completed, 102.0, 0, None);
         assert_eq!(pace.seconds_per_copy(), Some(2.0), "idle time is not counted");
+    }
+
+    #[test]
+    fn copies_that_end_all_at_once_count_as_what_they_take_together() {
+        let mut pace = Pace::default();
+        for round in 0..10 {
+            let begun = f64::from(round) * 60.0;
+            (0..10).for_each(|running| pace.begin(begun, running));
+            (0..10).rev().for_each(|left| pace.end(End::Completed, begun + 60.0, left, None));
+        }
+        assert_eq!((pace.seconds_per_copy(), pace.allows(10.0)), (Some(6.0), 1.0));
+        // A new one for each that ends.
+        let mut pace = Pace::default();
+        (0..3).for_each(|running| pace.begin(0.0, running));
+        for done in 1..100 {
+            pace.end(End::Completed, f64::from(done) * 5.0, 2, None);
+            pace.begin(f64::from(done) * 5.0, 2);
+        }
+        assert_eq!(pace.seconds_per_copy(), Some(5.0));
     }
 
     #[test]
@@ -130,15 +175,18 @@ mod tests {
         let mut pace = Pace::default();
         one_by_one(&mut Pace::default(), &mut pace, &[0.5; 4]);
         (0..3).for_each(|running| pace.begin(2000.0, running));
-        pace.give_up(2121.0);
+        pace.end(End::GivenUp, 2121.0, 2, None);
         assert_eq!(pace.seconds_per_copy(), Some(121.0));
-        (0..2).for_each(|_| pace.give_up(2121.0)); // those that are overdue in the same tick add nothing
+        (0..2).rev().for_each(|left| pace.end(End::GivenUp, 2121.0, left, None)); // those that are overdue in the same tick add nothing
         assert_eq!((pace.seconds_per_copy(), pace.allows(10.0)), (Some(121.0), 1.0));
         // Others were completed meanwhile: the end that hangs is not this one.
         let mut source = Pace::default();
         (0..2).for_each(|running| source.begin(3000.0, running));
-        (1..=120).for_each(|second| completed(Some(&mut source), None, 3000.0 + f64::from(second)));
-        source.give_up(3121.0);
+        for second in 1..=120 {
+            source.end(End::Completed, 3000.0 + f64::from(second), 1, None);
+            source.begin(3000.0 + f64::from(second), 1);
+        }
+        source.end(End::GivenUp, 3121.0, 1, None);
         assert_eq!(source.seconds_per_copy(), Some(1.0));
     }
 

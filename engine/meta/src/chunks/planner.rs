@@ -13,6 +13,7 @@ use wire::{ChunkId, Version};
 
 use super::copies::{Census, CopyKind, CopyState, Operation};
 use super::decision::{Class, Copying, Decision, Instead};
+use super::pace::End;
 use super::{
     Chunks, Command, DELETED_REMEMBERED_MAX, Effect, Effects, Facts, LOCK_SECONDS, Notice, Replication, ServerId, Table,
 };
@@ -461,7 +462,7 @@ impl Chunks {
             let targets: Vec<ServerId> =
                 self.replications.keys().filter(|key| key.0 == chunk).map(|key| key.1).collect();
             for target in targets {
-                self.give_up_replication(chunk, target);
+                self.take_replication(chunk, target, End::GivenUp);
             }
             self.end_replication(chunk, effects);
             self.review(chunk, table, now);
@@ -474,7 +475,7 @@ impl Chunks {
             .map(|(&key, _)| key)
             .collect();
         for (chunk, target) in lost {
-            self.give_up_replication(chunk, target);
+            self.take_replication(chunk, target, End::GivenUp);
             if let Some(record) = self.records.get_mut(&chunk)
                 && record.copy(target).is_none()
             {

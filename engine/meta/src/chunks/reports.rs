@@ -3,6 +3,7 @@
 use wire::{ChunkId, ChunkReport, Version};
 
 use super::copies::{CopyKind, CopyState, Operation};
+use super::pace::End;
 use super::{CHUNK_ID_JUMP_MAX, Chunks, Effect, Effects, Notice, Server, ServerId, Table};
 
 /// Records of lost servers removed in one tick.
@@ -51,7 +52,7 @@ impl Chunks {
             .map(|(&key, _)| key)
             .collect();
         for (chunk, target) in concerned {
-            self.take_replication(chunk, target);
+            self.take_replication(chunk, target, End::Otherwise);
             // A destination that lost its source will answer with an error; its copy is not waited for.
             if let Some(record) = self.records.get_mut(&chunk)
                 && matches!(record.operation, Operation::Replicate { .. })
@@ -238,7 +239,7 @@ impl Chunks {
         }
         let was_busy = was.is_some_and(|state| state.kind == CopyKind::Busy);
         if was_busy && matches!(record.operation, Operation::Replicate { .. }) {
-            self.take_replication(chunk, server);
+            self.take_replication(chunk, server, End::Otherwise);
             self.end_replication(chunk, effects);
         } else if was_busy || record.is_changing() {
             record.interrupted = true;

@@ -179,15 +179,19 @@ impl Servers {
         self.connected.iter_mut().map(|(&id, server)| (id, server))
     }
 
-    /// A copy from `source` to `target` was completed.
-    pub(super) fn copy_completed(&mut self, source: ServerId, target: ServerId, clock: f64) {
-        let mut of_source = self.connected.get(&source).map(|server| server.pace_out);
-        let mut of_target = self.connected.get(&target).map(|server| server.pace_in);
-        pace::completed(of_source.as_mut(), of_target.as_mut(), clock);
-        if let (Some(pace), Some(server)) = (of_source, self.connected.get_mut(&source)) {
+    /// A copy from `source` to `target` ended.
+    pub(super) fn copy_ended(&mut self, source: ServerId, target: ServerId, end: pace::End, clock: f64) {
+        self.lower(target, |server| &mut server.replications_in);
+        self.lower(source, |server| &mut server.replications_out);
+        let mut of_source = self.connected.get(&source).map(|server| (server.pace_out, server.replications_out));
+        let mut of_target = self.connected.get(&target).map(|server| (server.pace_in, server.replications_in));
+        let one = of_source.as_mut().map(|(pace, left)| (pace, *left));
+        let other = of_target.as_mut().map(|(pace, left)| (pace, *left));
+        pace::ended(one, other, end, clock);
+        if let (Some((pace, _)), Some(server)) = (of_source, self.connected.get_mut(&source)) {
             server.pace_out = pace;
         }
-        if let (Some(pace), Some(server)) = (of_target, self.connected.get_mut(&target)) {
+        if let (Some((pace, _)), Some(server)) = (of_target, self.connected.get_mut(&target)) {
             server.pace_in = pace;
         }
     }

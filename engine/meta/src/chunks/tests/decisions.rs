@@ -1,6 +1,7 @@
 //! What the planner decides about a chunk, what it says of it, and how near and how fast servers count.
 
 use super::*;
+use crate::chunks::decision::Class;
 
 #[test]
 fn a_chunk_is_explained_by_what_the_planner_decides_about_it() {
@@ -204,8 +205,9 @@ fn no_two_copies_share_a_machine_or_a_rack_if_so_set() {
 }
 
 #[test]
-fn a_server_that_is_slow_gets_one_copy_at_a_time() {
+fn a_server_that_is_slow_gets_one_copy_at_a_time_and_one_more_of_what_is_endangered() {
     let mut scene = Scene::new(2, 5, 2);
+    scene.chunks.settings_mut().write_replications[Class::Endangered as usize] = 4.0;
     for id in 20..40 {
         scene.table.all.insert(ChunkId(id), Facts { version: Version(1), locked_to: 0, files: 1, goal: 2 });
     }
@@ -213,7 +215,7 @@ fn a_server_that_is_slow_gets_one_copy_at_a_time() {
     scene.chunks.report_chunks(ServerId(0), &reports, &scene.table, NOW - 100, &mut scene.effects);
     let mut under_way: Vec<ChunkId> = Vec::new();
     let mut at_once = Vec::new();
-    for round in 0..6u32 {
+    for round in 0..9u32 {
         scene.effects.clear();
         // Twenty seconds pass between an order and its answer.
         scene.chunks.tick(&scene.table, NOW, Duration::from_secs(20), &mut scene.effects);
@@ -222,7 +224,7 @@ fn a_server_that_is_slow_gets_one_copy_at_a_time() {
             other => panic!("{other:?}"),
         }));
         at_once.push(under_way.len());
-        if round == 5 {
+        if round == 8 {
             break;
         }
         scene.chunks.clock += 20.0;
@@ -230,10 +232,10 @@ fn a_server_that_is_slow_gets_one_copy_at_a_time() {
         let (server, ok) = (ServerId(1), Status::OK);
         scene.chunks.answer_replicate(server, done, Version(1), ok, &scene.table, NOW, &mut scene.effects);
     }
-    assert_eq!(at_once, [2, 1, 1, 1, 1, 1], "two as the settings say, until it is known");
+    assert_eq!(at_once, [4, 4, 4, 4, 3, 2, 2, 2, 2], "four as the settings say, until it is known");
     let waiting = (20..40).map(ChunkId).find(|id| !under_way.contains(id) && scene.chunks.census(*id).valid == 1);
     let why = scene.chunks.explain(waiting.unwrap(), &scene.table, NOW);
-    assert!(matches!(why.targets[1], (_, Refusal::Slow { running: 1, .. })), "{why:?}");
+    assert!(matches!(why.targets[1], (_, Refusal::Slow { running: 2, .. })), "{why:?}");
 }
 
 #[test]
