@@ -1,7 +1,7 @@
 //! `mfsstatsdump` and `mfscsstatsdump`: the points of a server's charts as text, out of the file that it leaves. Spec 71, 3.
 //!
 //! The file is read here by itself: it is a server's that may run, of MooseFS or ours, and may be damaged, which is said
-//! and not passed over. Pictures are not drawn: the monitor does that.
+//! and not passed over.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -31,15 +31,16 @@ pub struct Arguments {
     /// Stands between columns
     #[arg(short = 's', value_name = "SEPARATOR", default_value_t = '\t')]
     separator: char,
-    /// Not supported: the monitor (mfscgi, mfscli) draws charts
+    /// Draw pictures in the place of text, one for each field, whose name comes into the file's: of charts.png
+    /// charts_FIELD.png
     #[arg(short = 'p', value_name = "PNG")]
     picture: Option<PathBuf>,
-    /// Only with -p
-    #[arg(short = 'x', value_name = "WIDTH", requires = "picture")]
-    width: Option<u32>,
-    /// Only with -p
-    #[arg(short = 'y', value_name = "HEIGHT", requires = "picture")]
-    height: Option<u32>,
+    /// Width of pictures in pixels, 150 to 4146
+    #[arg(short = 'x', value_name = "WIDTH", default_value_t = 1600)]
+    width: u16,
+    /// Height of pictures in pixels, 120 to 1020; lowered to a multiple of 20
+    #[arg(short = 'y', value_name = "HEIGHT", default_value_t = 320)]
+    height: u16,
     /// Short numbers, with Ki, Mi, Gi
     #[arg(short = 'h')]
     iec: bool,
@@ -133,20 +134,37 @@ pub fn run(arguments: &Arguments, chunkserver: bool) -> ExitCode {
 }
 
 fn dump(arguments: &Arguments, chunkserver: bool) -> Result<(), String> {
-    if arguments.picture.is_some() {
-        return Err("option -p is not supported: charts are drawn by the monitor (mfscgi, or mfscli -SMC)".to_owned());
-    }
     let fields = select(&arguments.fields, if chunkserver { CHUNKSERVER } else { MASTER })?;
     let usual = if chunkserver { "/var/lib/mfs/csstats.mfs" } else { "/var/lib/mfs/stats.mfs" };
     let path = arguments.file.as_deref().unwrap_or(Path::new(usual));
     let bytes = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let stats = Stats::decode(&bytes).map_err(|why| format!("{}: {why}", path.display()))?;
+    if let Some(path) = &arguments.picture {
+        let size = u32::from(arguments.width) << 16 | u32::from(arguments.height);
+        return fields.iter().try_for_each(|field| {
+            let path = picture_path(path, field.name);
+            let picture =
+                charts::draw(&stats.layers(field, usize::from(arguments.range)), Some(size).filter(|size| *size != 0));
+            fs::write(&path, picture).map_err(|error| format!("{}: {error}", path.display()))
+        });
+    }
     let text = stats.text(&fields, arguments);
     // Whoever closes the pipe early has read enough.
     match io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(format!("standard output: {error}")),
         _ => Ok(()),
     }
+}
+
+/// The field's name in front of the extension, which is png if there is none.
+fn picture_path(path: &Path, field: &str) -> PathBuf {
+    let part = |part: Option<&std::ffi::OsStr>, other: &str| part.unwrap_or(other.as_ref()).to_owned();
+    let mut name = part(path.file_stem(), "");
+    name.push("_");
+    name.push(field);
+    name.push(".");
+    name.push(part(path.extension(), "png"));
+    path.with_file_name(name)
 }
 
 /// The fields that were asked for, in that order, each once.
@@ -197,6 +215,19 @@ impl<'a> Stats<'a> {
         let (_, points) = self.series.iter().find(|(other, _)| *other == name.as_bytes())?;
         let word = points.get((range * POINTS + at) * 8..)?.first_chunk()?;
         Some(u64::from_be_bytes(*word)).filter(|point| *point != NO_DATA)
+    }
+
+    /// What is drawn of a field, one on top of the other: series that are added up, or of a whole that has the part in it
+    /// what is beyond that.
+    fn layers(&self, field: &Field, range: usize) -> Vec<Vec<u64>> {
+        let newest_first = |name: &&str| -> Vec<u64> {
+            (0..POINTS).rev().map(|at| self.point(name, range, at).unwrap_or(0)).collect()
+        };
+        let mut layers: Vec<Vec<u64>> = field.of.iter().map(newest_first).collect();
+        if let ([part, whole], false) = (&mut layers[..], field.scale.sum) {
+            whole.iter_mut().zip(part).for_each(|(whole, part)| *whole = whole.saturating_sub(*part));
+        }
+        layers
     }
 
     fn text(&self, fields: &[&Field], arguments: &Arguments) -> String {
@@ -294,6 +325,39 @@ mod tests {
         let values = [0.0, 0.001, 0.133_333, 0.9994, 7.87, 999.4, 999_490.0, 999_500.0, 1.5e19];
         let found: Vec<String> = values.into_iter().map(si).collect();
         assert_eq!(found, ["0.00u", "1.00m", "133.33m", "999.40m", "7.87", "999.40", "999.49k", "1.00M", "15000.00P"]);
+    }
+
+    #[test]
+    fn pictures_are_named_as_moosefs_s_tool_names_them() {
+        for (given, expected) in [
+            ("foo", "foo_ucpu.png"),
+            ("foo.png", "foo_ucpu.png"),
+            ("in.d/foo", "in.d/foo_ucpu.png"),
+            ("foo.png.x", "foo.png_ucpu.x"),
+            ("foo.PNG", "foo_ucpu.PNG"),
+        ] {
+            assert_eq!(picture_path(Path::new(given), "ucpu"), Path::new(expected));
+        }
+    }
+
+    #[test]
+    fn a_part_stands_below_the_rest_of_its_whole() {
+        let mut bytes = [0x0001_0000u32, 4096, 2, 99].map(u32::to_be_bytes).concat();
+        for (name, newest) in [("memoryrss", 30u64), ("memoryvirt", 100)] {
+            let mut series = name.as_bytes().to_vec();
+            series.resize(SERIES_BYTES, 0xFF);
+            series[name.len()] = 0;
+            series[NAME_BYTES + (POINTS - 1) * 8..NAME_BYTES + POINTS * 8].copy_from_slice(&newest.to_be_bytes());
+            bytes.extend(series);
+        }
+        let stats = Stats::decode(&bytes).unwrap();
+        let of = |name: &str| {
+            let field = select(&[name.to_owned()], MASTER).unwrap()[0];
+            stats.layers(field, 0).iter().map(|layer| (layer[0], layer[1])).collect::<Vec<_>>()
+        };
+        assert_eq!(of("mem"), [(30, 0), (70, 0)]);
+        assert_eq!(of("memoryvirt"), [(100, 0)]);
+        assert_eq!(of("cpu"), [(0, 0), (0, 0)], "such series are not in the file");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 
 use wire::{AntoclChartData, AntoclNoChartData, Packet};
 
+pub use picture::draw;
 pub use process::Process;
 
 /// Points of a range.

@@ -8,8 +8,9 @@ pub(crate) fn nothing() -> Vec<u8> {
     png(1, 1, &[0])
 }
 
-/// Layers on top of one another, each newest point first. `size`: width and height in pixels, 16 bits each.
-pub(crate) fn draw(layers: &[Vec<u64>], size: Option<u32>) -> Vec<u8> {
+/// A PNG of layers on top of one another, at most three, each newest point first. `size`: width and height in pixels, 16 bits
+/// each, brought into bounds; without it 1000 by 120.
+pub fn draw(layers: &[Vec<u64>], size: Option<u32>) -> Vec<u8> {
     assert!(layers.len() < PALETTE.len(), "each layer has a colour");
     let area = Area::of(size);
     let sum = |at: usize, layers: &[Vec<u64>]| {

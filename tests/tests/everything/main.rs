@@ -2,7 +2,7 @@
 //! behind it is what that master had in memory, and what it makes of them itself. Spec 50 and 51.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on may say so by panicking")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -187,6 +187,25 @@ fn assert_same_stats(file: &Path) {
         assert_eq!(expected.lines().count(), 4097);
         let other = found.lines().zip(expected.lines()).find(|(found, expected)| found != expected);
         assert!(found == expected, "{options}: {other:?}");
+    }
+    for options in ["-f *", "-f ucpu,mem -x 300 -y 210 -r 2", "-f lookup -x 1 -y 5000"] {
+        let pictures = |mut command: Command| -> BTreeMap<String, Vec<u8>> {
+            let folder = tempfile::tempdir().unwrap();
+            command.args(options.split(' ')).arg("-i").arg(file).arg("-p").arg(folder.path().join("of.it.png"));
+            let output = command.output().unwrap();
+            assert_eq!((output.status.code(), &output.stdout[..]), (Some(0), &b""[..]), "{options}: {output:?}");
+            let heads = fs::read_dir(folder.path()).unwrap().map(|entry| {
+                let entry = entry.unwrap();
+                // Up to width and height.
+                let head = fs::read(entry.path()).unwrap()[..24].to_vec();
+                (entry.file_name().into_string().unwrap(), head)
+            });
+            heads.collect()
+        };
+        let mut ours = Command::new(mooring_binary().unwrap());
+        ours.arg("statsdump");
+        let (found, expected) = (pictures(ours), pictures(Command::new("/usr/sbin/mfsstatsdump")));
+        assert!(!expected.is_empty() && found == expected, "{options}: {found:?} {expected:?}");
     }
 }
 
