@@ -55,8 +55,8 @@ impl Description {
     /// The `mooring` to start. Errors: it is not there.
     pub fn our_binary(&self) -> Result<PathBuf, String> {
         match &self.binary {
-            Some(path) if path.is_file() => Ok(path.clone()),
-            Some(path) => Err(format!("{}: not there", path.display())),
+            // Whole, or it would be looked for in PATH.
+            Some(path) => path.canonicalize().map_err(|_| format!("{}: not there", path.display())),
             None => our_binary(),
         }
     }

@@ -14,7 +14,7 @@ use meta::journal::{self, Batch, SurveyEnd};
 use meta::recovery::{ImageFacts, JournalFacts, Known, Overlap, Plan, Refusal, first_difference, overlaps, plan};
 use meta::stock::changelog;
 use meta::{Namespace, Policy};
-use ring::{OpenHow, Ring};
+use ring::{File, OpenHow, Ring};
 use tracing::{info, warn};
 use wire::{ChunkId, MetaId};
 
@@ -28,9 +28,9 @@ pub(crate) const NEW: &[u8] = b"MFSM NEW";
 /// Bytes of one read.
 const PIECE_BYTES: usize = 4 << 20;
 /// So much of a journal file's beginning and end is read to see which lines it has.
-const END_BYTES: usize = 64 << 10;
+const END_BYTES: usize = 256 << 10;
 /// `1: 1|IDLE(#00C0FFEE)` and its end: no line is shorter.
-const LINE_BYTES_MIN: u64 = 22;
+const LINE_BYTES_MIN: u64 = 21;
 /// So much of the journal's end is remembered for metaloggers at the start.
 const TAIL_BYTES: usize = 1 << 20;
 /// In front of an image that a metalogger keeps: signature, version, metaid, and a section's head. See `metalogger`.
@@ -253,9 +253,12 @@ async fn find(ring: &Ring, settings: &Settings, names: &[String], mut headers: H
     let older = older_journals(ring, folder, names, from).await?;
     let (mut journals, mut logs_of_moosefs) = (Vec::new(), Vec::new());
     for name in names.iter().filter(|name| is_journal(name)) {
-        if let Some(facts) = older.iter().find(|facts| facts.name == *name) {
-            journals.push(facts.clone());
-            continue;
+        if let Some((facts, inode)) = older.iter().find(|(facts, _)| facts.name == *name) {
+            // Beside a metalogger that runs the name may be another file's by now.
+            if ring.stat(&folder.join(name)).await?.inode == *inode {
+                journals.push(facts.clone());
+                continue;
+            }
         }
         let bytes = ring.read_file(&folder.join(name)).await?;
         let parts = journal::parts(&bytes);
@@ -275,44 +278,44 @@ async fn find(ring: &Ring, settings: &Settings, names: &[String], mut headers: H
     Ok(Found { images, loaded, journals, logs_of_moosefs })
 }
 
-/// Journal files whose lines the image `from` has all, and no other file has: what lies between the first line and the
-/// last one is not needed, and not read. There may be fifty of them, with a gigabyte each. The newest file is never
-/// among them, since it is to go on where its sound lines end.
+/// Journal files whose lines the image `from` has all, and no other file has, with their inodes: what lies between the
+/// first line and the last one is not needed, and not read. There may be fifty of them, with a gigabyte each. The newest
+/// file is never among them, since it is to go on where its sound lines end.
+///
+/// That versions rise from the first line to the last is taken on trust: no program of ours writes a file where they do
+/// not.
 pub(super) async fn older_journals(
     ring: &Ring,
     folder: &Path,
     names: &[String],
     from: Option<u64>,
-) -> Result<Vec<JournalFacts>, MasterError> {
+) -> Result<Vec<(JournalFacts, u64)>, MasterError> {
     let Some(from) = from else { return Ok(Vec::new()) };
-    let mut found = Vec::new();
+    let (mut found, mut inodes) = (Vec::new(), Vec::new());
     for name in names.iter().filter(|name| is_journal(name)) {
-        let path = folder.join(name);
-        let size = ring.stat(&path).await?.size;
-        if size == 0 {
+        let file = ring.open(&folder.join(name), OpenHow::read()).await?;
+        let there = file.stat().await?;
+        if there.size == 0 {
             continue;
         }
         // What begins with no line of ours may have any.
-        let Some((first, last)) = first_and_last(ring, &path, size).await? else { return Ok(Vec::new()) };
+        let Some((first, last)) = first_and_last(&file, there.size).await? else { return Ok(Vec::new()) };
         let versions = Some((first, last.unwrap_or(u64::MAX)));
-        found.push(JournalFacts { name: name.clone(), versions, bytes: 0..size, end: SurveyEnd::Clean });
+        found.push(JournalFacts { name: name.clone(), versions, bytes: 0..there.size, end: SurveyEnd::Clean });
+        inodes.push(there.inode);
     }
     let shared: BTreeSet<usize> = overlaps(&found).iter().flat_map(|overlap| [overlap.one, overlap.other]).collect();
-    let mut at = 0..;
-    found.retain(|facts| {
-        let is_alone = at.next().is_some_and(|at| !shared.contains(&at));
-        is_alone
-            && facts.versions.is_some_and(|(_, last)| last < from)
-            && folder.join(&facts.name) != journal_path(folder, 0)
-    });
-    Ok(found)
+    let is_older = |facts: &JournalFacts| facts.versions.is_some_and(|(_, last)| last < from);
+    let is_newest = |facts: &JournalFacts| folder.join(&facts.name) == journal_path(folder, 0);
+    let files = found.into_iter().zip(inodes).enumerate();
+    let kept = files.filter(|(at, (facts, _))| !shared.contains(at) && is_older(facts) && !is_newest(facts));
+    Ok(kept.map(|(_, file)| file).collect())
 }
 
 /// Versions of the first line of a journal file and of the last one. None: it does not begin with a line of ours. The last
 /// one is None if the file does not end with a line, or cannot have as many lines as there are versions from one to the
 /// other.
-async fn first_and_last(ring: &Ring, path: &Path, size: u64) -> Result<Option<(u64, Option<u64>)>, MasterError> {
-    let file = ring.open(path, OpenHow::read()).await?;
+async fn first_and_last(file: &File, size: u64) -> Result<Option<(u64, Option<u64>)>, MasterError> {
     let version_of = |line: Option<&[u8]>| line.and_then(|line| journal::parse(line).ok()).map(|entry| entry.version);
     let (read, mut bytes) = file.read_at(vec![0; END_BYTES], 0).await;
     bytes.truncate(read?);

@@ -14,7 +14,7 @@
 //! thousandth of a rehash. What it grows by are segments of one size that are never given back: pieces of many sizes
 //! left holes between them that came to 3 bytes an entry. Nothing ever iterates over it: its order decides nothing.
 
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use crate::arena::{Memory, PAGE_BYTES, Pages};
@@ -239,7 +239,7 @@ impl Filling {
         let has_help = handles >= HELP_FROM && std::thread::available_parallelism().is_ok_and(|count| count.get() > 1);
         Filling {
             waiting: (0..1 << SHARD_BITS).map(|_| Vec::new()).collect(),
-            helper: has_help.then(|| Helper::start(std::mem::replace(index, Index::new()))),
+            helper: has_help.then(|| Helper::start(index)).flatten(),
         }
     }
 
@@ -318,6 +318,8 @@ impl Index {
 
 /// From so many handles on a thread pays.
 const HELP_FROM: u64 = 1 << 18;
+/// So many handles may be like another one by chance.
+const ALIKE_MAX: usize = 32;
 /// Batches that may wait for the thread.
 const BATCHES_WAITING: usize = 256;
 
@@ -332,21 +334,26 @@ struct Filled {
     index: Index,
     /// Handles that have as much of the hash in common as the index knows.
     alike: Vec<(u32, u32)>,
-    /// Those for which a shard would have to grow, for which keys must be hashed.
+    /// Those for which a shard would have to grow, for which keys must be hashed; and those like very many others.
     left: Vec<(u64, u32)>,
 }
 
 impl Helper {
-    fn start(index: Index) -> Helper {
-        let (batches, given) = std::sync::mpsc::sync_channel::<Vec<(u64, u32)>>(BATCHES_WAITING);
-        let thread = std::thread::spawn(move || {
+    /// None, and the index stays, if the system has no thread for it.
+    fn start(index: &mut Index) -> Option<Helper> {
+        let (batches, given) = sync_channel::<Vec<(u64, u32)>>(BATCHES_WAITING);
+        let (hand_over, handed_over) = sync_channel(1);
+        let fill = move || {
+            let index = handed_over.recv().expect("it is sent at once");
             let mut filled = Filled { index, alike: Vec::new(), left: Vec::new() };
             for batch in given {
                 filled.take(batch);
             }
             filled
-        });
-        Helper { batches, thread }
+        };
+        let thread = std::thread::Builder::new().name("index".to_owned()).spawn(fill).ok()?;
+        hand_over.send(std::mem::replace(index, Index::new())).expect("the thread waits for it");
+        Some(Helper { batches, thread })
     }
 
     fn give(&self, batch: &mut Vec<(u64, u32)>) {
@@ -370,10 +377,17 @@ impl Filled {
                 left.push((hash, handle));
                 continue;
             }
+            let before = alike.len();
             index.find(hash, |other| {
                 alike.push((other, handle));
-                false
+                alike.len() - before > ALIKE_MAX
             });
+            // So many are no chance: somebody makes names for it. Their owner looks at them one by one.
+            if alike.len() - before > ALIKE_MAX {
+                alike.truncate(before);
+                left.push((hash, handle));
+                continue;
+            }
             index.shards[shard].put(&mut index.blocks, hash, handle);
         }
     }
@@ -444,6 +458,27 @@ mod tests {
                 assert!((1..=count).all(found));
             }
         }
+    }
+
+    #[test]
+    fn keys_that_somebody_made_alike_take_no_more_room_than_others() {
+        let mut index = Index::new();
+        let mut filling = Filling::new(&mut index, HELP_FROM);
+        // One hash for all, so that each is like all before it.
+        let hash_of = |_: u32| 7;
+        for handle in 1..3000 {
+            assert_eq!(filling.add(&mut index, 7, handle, each(hash_of), |one, other| one == other), Ok(()));
+        }
+        let alike = filling.helper.take().map(|helper| {
+            for waiting in &mut filling.waiting {
+                helper.give(waiting);
+            }
+            helper.finish()
+        });
+        let Some(Filled { index: mut filled, alike, mut left }) = alike else { return };
+        assert!(alike.len() <= ALIKE_MAX * 3000 && left.len() > 2900, "{} {}", alike.len(), left.len());
+        assert_eq!(filled.fill(&mut left, each(hash_of), |one, other| one == other), Ok(()));
+        assert!((1..3000).all(|handle| filled.find(7, |found| found == handle) == Some(handle)));
     }
 
     #[test]

@@ -3,17 +3,18 @@
 use wire::{Inode, SessionId};
 
 /// Files fall into as many sets.
-const SETS: usize = 1 << 16;
+const SETS: usize = 1 << 15;
 /// (File, session) pairs that a set remembers; the one that was not used for longest goes first. What is forgotten
 /// costs a client its pages once, nothing else.
-const WAYS: usize = 8;
-/// Sets begin at multiples of this: each is one cache line.
-const LINE_BYTES: usize = 64;
-const _: () = assert!(WAYS * size_of::<Entry>() == LINE_BYTES);
+/// As many mounts may have one file open.
+const WAYS: usize = 16;
+/// Sets begin at multiples of this: each is a pair of cache lines, which processors fetch together.
+const LINES_BYTES: usize = 128;
+const _: () = assert!(WAYS * size_of::<Entry>() == LINES_BYTES);
 
 /// For (file, session): are the pages that the session holds still valid?
 ///
-/// A look-up asks it, so it is one table that never moves, and a question costs one cache line. Untouched parts of it
+/// A look-up asks it, so it is one table that never moves, and a question costs one pair of cache lines. Untouched parts of it
 /// take no memory.
 #[derive(Debug)]
 pub(in crate::master) struct DataCache {
@@ -41,8 +42,8 @@ fn inode_of(entry: Entry) -> u32 {
 impl Default for DataCache {
     fn default() -> DataCache {
         let entries = vec![0; (SETS + 1) * WAYS].into_boxed_slice();
-        // Should it not be possible to tell, sets lie across two lines.
-        let first = Some(entries.as_ptr().align_offset(LINE_BYTES)).filter(|first| *first < WAYS).unwrap_or(0);
+        // Should it not be possible to tell, sets lie across more lines.
+        let first = Some(entries.as_ptr().align_offset(LINES_BYTES)).filter(|first| *first < WAYS).unwrap_or(0);
         DataCache { entries, first }
     }
 }

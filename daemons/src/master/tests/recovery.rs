@@ -37,7 +37,7 @@ fn journals_that_an_image_has_wholly_are_not_read() {
         let older = world
             .run(master, |ring| async move { older_journals(&ring, Path::new("/data"), &all, from).await.unwrap() });
         let older = older.unwrap();
-        older.into_iter().map(|facts| (facts.name, facts.versions.unwrap())).collect::<Vec<_>>()
+        older.into_iter().map(|(facts, _)| (facts.name, facts.versions.unwrap())).collect::<Vec<_>>()
     };
     let of = |name: &str, versions| (name.to_owned(), versions);
     let mut damaged = lines(1..9000, 5);

@@ -8,7 +8,7 @@ use wire::{Ip4, Version};
 use super::copies::{Census, CopyKind, CopyState, Operation, Record};
 use super::labels::Candidate;
 use super::pace::Pace;
-use super::{ChunkId, Chunks, Facts, LabelMask, Labels, Mode, Random, ServerId, Table, Unique};
+use super::{ChunkId, Chunks, Facts, LOCK_SECONDS, LabelMask, Labels, Mode, Random, ServerId, Table, Unique};
 
 /// Why the planner rests altogether. Spec 41, 8.1. Times are Unix seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -448,13 +448,15 @@ impl Chunks {
 }
 
 /// Whether the settings' limit, or what the server is able to do, forbids one more. A chunk that is endangered gets one
-/// place beyond what the server is able to do: whatever else is under way there may be for balance only.
+/// place beyond what the server is able to do, where all will surely be done before they are given up: what else is under
+/// way there may be for balance only.
 fn too_busy(running: u32, limit: f64, (pace, class): (&Pace, Class), id: ServerId, now: u32) -> Option<Refusal> {
     if !below_limit(running, limit, id, now) {
         return Some(Refusal::Limit { running });
     }
     let millis_per_copy = pace.seconds_per_copy().map_or(0, |seconds| (seconds * 1000.0) as u32);
-    let more = if class == Class::Endangered { 1.0 } else { 0.0 };
+    let is_in_time = u64::from(millis_per_copy) * u64::from(running + 1) <= u64::from(LOCK_SECONDS) * 1000 / 2;
+    let more = if class == Class::Endangered && is_in_time { 1.0 } else { 0.0 };
     let able = limit.min(pace.allows(limit) + more);
     (!below_limit(running, able, id, now)).then_some(Refusal::Slow { running, millis_per_copy })
 }

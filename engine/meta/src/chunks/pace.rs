@@ -54,19 +54,17 @@ impl Pace {
     fn end(&mut self, end: End, clock: f64, left: u32, other_end: Option<f64>) {
         let waited = (clock - self.last).max(0.0);
         self.last = clock;
-        match end {
-            End::Completed => {
-                self.done += 1;
-                if self.done < self.round {
-                    return;
-                }
-                self.learn((clock - self.since).max(0.0) / f64::from(self.done), other_end);
-            }
-            // At this server none was completed for so long, so one takes at least that.
-            End::GivenUp => {
-                self.seconds_per_copy = Some(self.seconds_per_copy.map_or(waited, |known| known.max(waited)));
-            }
-            End::Otherwise => {}
+        self.done += u32::from(end == End::Completed);
+        if end == End::Completed && self.done < self.round {
+            return;
+        }
+        // Also a round that another end cuts short.
+        if self.done > 0 {
+            self.learn((clock - self.since).max(0.0) / f64::from(self.done), other_end);
+        }
+        // At this server none was completed for so long, so one takes at least that.
+        if end == End::GivenUp {
+            self.seconds_per_copy = Some(self.seconds_per_copy.map_or(waited, |known| known.max(waited)));
         }
         (self.since, self.done, self.round) = (clock, 0, left);
     }
@@ -160,6 +158,16 @@ mod tests {
             (0..10).rev().for_each(|left| pace.end(End::Completed, begun + 60.0, left, None));
         }
         assert_eq!((pace.seconds_per_copy(), pace.allows(10.0)), (Some(6.0), 1.0));
+        // Errors do not hide it.
+        let mut pace = Pace::default();
+        for round in 0..10 {
+            (0..10).for_each(|running| pace.begin(f64::from(round) * 60.0, running));
+            for done in 1..=9 {
+                pace.end(End::Completed, f64::from(round * 60 + done * 5), 10 - done as u32, None);
+            }
+            pace.end(End::Otherwise, f64::from(round) * 60.0 + 45.0, 0, None);
+        }
+        assert_eq!(pace.seconds_per_copy(), Some(5.0));
         // A new one for each that ends.
         let mut pace = Pace::default();
         (0..3).for_each(|running| pace.begin(0.0, running));

@@ -201,6 +201,7 @@ impl Loader {
         let state = &mut self.state;
         match section {
             Section::Counters => {
+                must(self.names.is_none(), "there are two records of counters")?;
                 state.meta_id = u64::take(input)?;
                 state.version = u64::take(input)?;
                 let next_edge_id = u64::take(input)?;

@@ -38,6 +38,8 @@ const FRAME_BYTES: usize = 1 << 20;
 const RECORD_BYTES_MAX: usize = 1 << 20;
 /// Inodes that a thread takes at a time to count their digest.
 const DIGEST_INODES: u32 = 1 << 16;
+/// More of them wait for memory.
+const DIGEST_THREADS: usize = 8;
 const FRAME_BYTES_MAX: usize = FRAME_BYTES + RECORD_BYTES_MAX;
 
 /// Kinds of records, in the order in which they stand in the file: what is named comes before what names it.
@@ -319,7 +321,8 @@ fn digest(state: &State) -> Digest {
 fn digest_of_format(state: &State, format: u32) -> Digest {
     let end = state.inodes_end();
     let pieces = end.div_ceil(DIGEST_INODES);
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(pieces as usize);
+    let threads =
+        std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(DIGEST_THREADS).min(pieces as usize);
     let next = AtomicU32::new(0);
     let count = || {
         let mut digest = Digester::default();
@@ -336,7 +339,9 @@ fn digest_of_format(state: &State, format: u32) -> Digest {
     };
     let mut rest = Digester::default();
     let of_inodes = std::thread::scope(|scope| {
-        let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(count)).collect();
+        let spawn = |_| std::thread::Builder::new().name("digest".to_owned()).spawn_scoped(scope, count).ok();
+        // As many as the system gives.
+        let helpers: Vec<_> = (1..threads).map_while(spawn).collect();
         let mut add = |section: Section, record: &[u8]| rest.add(section, record);
         put_before_nodes(state, &mut add);
         put_behind_edges(state, &mut add);

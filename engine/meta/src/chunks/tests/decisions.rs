@@ -217,8 +217,8 @@ fn a_server_that_is_slow_gets_one_copy_at_a_time_and_one_more_of_what_is_endange
     let mut at_once = Vec::new();
     for round in 0..9u32 {
         scene.effects.clear();
-        // Twenty seconds pass between an order and its answer.
-        scene.chunks.tick(&scene.table, NOW, Duration::from_secs(20), &mut scene.effects);
+        // Fifteen seconds pass between an order and its answer.
+        scene.chunks.tick(&scene.table, NOW, Duration::from_secs(10), &mut scene.effects);
         under_way.extend(scene.sent().iter().map(|(_, command)| match command {
             Command::Replicate { chunk, .. } => *chunk,
             other => panic!("{other:?}"),
@@ -227,7 +227,7 @@ fn a_server_that_is_slow_gets_one_copy_at_a_time_and_one_more_of_what_is_endange
         if round == 8 {
             break;
         }
-        scene.chunks.clock += 20.0;
+        scene.chunks.clock += 5.0;
         let done = under_way.remove(0);
         let (server, ok) = (ServerId(1), Status::OK);
         scene.chunks.answer_replicate(server, done, Version(1), ok, &scene.table, NOW, &mut scene.effects);
