@@ -765,10 +765,11 @@ fn is_mounted(path: &Path) -> bool {
     mounts.lines().any(|line| line.split_whitespace().nth(1) == Some(&*wanted))
 }
 
+/// `lazily`: whoever uses it; what is asked of it fails then, and so a mount that asks itself can end.
 fn umount(path: &Path, lazily: bool) -> bool {
     let mut command = Command::new("umount");
     if lazily {
-        command.arg("-l");
+        command.args(["-l", "-f"]);
     }
     command.arg(path).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())

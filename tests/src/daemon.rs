@@ -6,7 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::need::say_loudly;
 use crate::wait::comes_true;
+
+/// How long a killed child may take to end.
+const KILLED_LIMIT: Duration = Duration::from_secs(30);
 
 /// A running (or ended) child.
 pub struct Daemon {
@@ -59,9 +63,13 @@ impl Daemon {
     }
 
     /// `kill -9`, and the end.
+    ///
+    /// A mount one of whose threads asks that mount itself cannot end before it is unmounted; it is left to that.
     pub fn kill(&mut self) {
         self.child.kill().ok();
-        self.child.wait().ok();
+        if !comes_true(KILLED_LIMIT, || !matches!(self.child.try_wait(), Ok(None))) {
+            say_loudly(&format!("{} did not end within {} s of kill -9", self.name, KILLED_LIMIT.as_secs()));
+        }
     }
 
     /// Ask it to end (SIGTERM), and wait. Panics when it has not ended after `limit`.
