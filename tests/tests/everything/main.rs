@@ -115,8 +115,12 @@ fn what_a_killed_master_left_comes_in_as_it_recovers_it_itself() {
     cluster.start_master(); // with -a
     cluster.stop_master();
     let stored = dump(&cluster.master_data().join("metadata.mfs"));
+    // Its timers may have emptied a bucket meanwhile.
+    let (restarted, logs) = (cluster.scratch("restarted"), cluster.master_data());
+    run(Command::new("cp").arg("-a").arg(&left).arg(&restarted));
+    run(Command::new("bash").args(["-c", "cp -a \"$0\"/changelog.*.mfs \"$1\""]).arg(&logs).arg(&restarted));
     // At its start it gives no session up, but knows since when they are away.
-    assert_same(&cluster, &left, stored, |_| false);
+    assert_same(&cluster, &restarted, stored, |_| false);
 
     // Our mfsmetarestore makes a file of MooseFS's of them, in that folder.
     let restored = mooring(&["metarestore", "-a", "-d", &left.display().to_string()]);
