@@ -1,5 +1,5 @@
 //! What the network alone costs: answers every request of a mount at once with one answer of a usual length, without
-//! looking anything up and without a journal. No master on one core can be faster to the same load on the same machine.
+//! looking anything up and without a journal. A master on one core and this ring has its work on top of that.
 //!
 //! Takes the arguments of `mooring`, so that it can be a subject of `bench/master.sh`:
 //! `--subject 'Echo=mooring@target/release/echo'`.

@@ -463,19 +463,12 @@ mod tests {
     #[test]
     fn keys_that_somebody_made_alike_take_no_more_room_than_others() {
         let mut index = Index::new();
-        let mut filling = Filling::new(&mut index, HELP_FROM);
-        // One hash for all, so that each is like all before it.
         let hash_of = |_: u32| 7;
-        for handle in 1..3000 {
-            assert_eq!(filling.add(&mut index, 7, handle, each(hash_of), |one, other| one == other), Ok(()));
-        }
-        let alike = filling.helper.take().map(|helper| {
-            for waiting in &mut filling.waiting {
-                helper.give(waiting);
-            }
-            helper.finish()
-        });
-        let Some(Filled { index: mut filled, alike, mut left }) = alike else { return };
+        index.reserve(HELP_FROM);
+        let helper = Helper::start(&mut index).expect("there are threads");
+        // One hash for all, so that each is like all before it.
+        helper.give(&mut (1..3000).map(|handle| (7, handle)).collect());
+        let Filled { index: mut filled, alike, mut left } = helper.finish();
         assert!(alike.len() <= ALIKE_MAX * 3000 && left.len() > 2900, "{} {}", alike.len(), left.len());
         assert_eq!(filled.fill(&mut left, each(hash_of), |one, other| one == other), Ok(()));
         assert!((1..3000).all(|handle| filled.find(7, |found| found == handle) == Some(handle)));
