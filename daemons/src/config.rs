@@ -15,6 +15,7 @@ use std::str::FromStr;
 use std::sync::Mutex;
 
 use tracing::{debug, warn};
+use wire::AddressList;
 
 /// A longer line goes on as a new line. Spec 60, 2.
 const LINE_BYTES_MAX: usize = 998;
@@ -96,6 +97,13 @@ impl Config {
     /// The value as written, else `default`. An empty value is a value.
     pub fn text(&self, name: &str, default: &str) -> String {
         self.optional(name).unwrap_or(default).to_owned()
+    }
+
+    /// Addresses in the forms of mfsexports.cfg; all if the option is not set. Errors: a sentence that names the option,
+    /// since a list that is not understood must not open or close a port by itself.
+    pub fn addresses(&self, name: &str) -> Result<AddressList, String> {
+        let Some(text) = self.optional(name) else { return Ok(AddressList::default()) };
+        AddressList::parse(text).map_err(|why| format!("{name} = {text}: {why}"))
     }
 
     /// A number in the notation of C (`12`, `0x1f`, `017`), brought into `range` with a word in the log.

@@ -28,6 +28,7 @@ pub fn from_config(config: &Config) -> Result<Settings, String> {
         start_with_invalid_disks: config.boolean("ALLOW_STARTING_WITH_INVALID_DISKS", false),
         listen_ip: listen_address(config, "CSSERV_LISTEN_HOST")?.unwrap_or(Ipv4Addr::UNSPECIFIED),
         listen_port: port(config, "CSSERV_LISTEN_PORT", 9422)?,
+        allowed: config.addresses("CSSERV_ALLOW")?,
         master_host: config.text("MASTER_HOST", "mfsmaster"),
         master_port: port(config, "MASTER_PORT", 9420)?,
         bind_ip: listen_address(config, "BIND_HOST")?,

@@ -112,7 +112,7 @@ fn handle(
         }
         AntoanGetConfig::TYPE => {
             let AntoanGetConfig { msgid, option } = AntoanGetConfig::decode(payload).map_err(bad)?;
-            let value = Name::new(&core.option(option.as_bytes())).map_err(bad)?;
+            let value = Name::new(&core.option(option.as_bytes(), peer.ip)).map_err(bad)?;
             peer.outbox.push(&AntoanConfigValue { msgid, value }.encode());
             return Ok(());
         }

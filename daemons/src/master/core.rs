@@ -399,8 +399,9 @@ impl Core {
         );
     }
 
-    /// A peer's question about the configuration. Ours alone is the list of extensions. Spec 10, 2.
-    pub(super) fn option(&self, name: &[u8]) -> Vec<u8> {
+    /// A peer's question about the configuration. Ours alone is the list of extensions. Where files lie is told to
+    /// administrators only. Spec 10, 2.
+    pub(super) fn option(&self, name: &[u8], asker: Ip4) -> Vec<u8> {
         if name == wire::EXTENSIONS_OPTION {
             return EXTENSIONS.join(" ").into_bytes();
         }
@@ -408,7 +409,11 @@ impl Core {
             return if self.settings.auth_code.is_some() { b"[DEFINED]".to_vec() } else { Vec::new() };
         }
         let value = self.settings.options.iter().find(|(option, _)| option.as_bytes() == name);
-        value.map_or_else(Vec::new, |(_, value)| value.as_bytes()[..value.len().min(255)].to_vec())
+        let Some((_, value)) = value else { return Vec::new() };
+        if wire::any::names_a_path(name) && !self.exports.allows_admin(asker) {
+            return b"[DEFINED]".to_vec();
+        }
+        value.as_bytes()[..value.len().min(255)].to_vec()
     }
 }
 

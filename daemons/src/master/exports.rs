@@ -2,11 +2,9 @@
 //!
 //! Pure: text in, lines out; a registering client in, the line that applies or a refusal out.
 
-use std::net::Ipv4Addr;
-
 use md5::{Digest, Md5};
 use tracing::warn;
-use wire::{Field, Ip4, Status, VersionWord, session_flags};
+use wire::{Field, Ip4, Status, VersionWord, address_range, session_flags};
 
 /// What a line of the exports grants.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -263,7 +261,7 @@ fn parse_line(line: &str, defaults: &mut Options) -> Result<Option<Line>, String
         defaults.read(rest)?;
         return Ok(None);
     }
-    let (first, last) = addresses(address).ok_or_else(|| format!("`{address}` is no address"))?;
+    let (first, last) = address_range(address).ok_or_else(|| format!("`{address}` is no address"))?;
     let (path, options_text) = rest.split_once(blank).unwrap_or((rest, ""));
     if path.is_empty() {
         return Err("no directory is given".to_owned());
@@ -351,28 +349,6 @@ fn trim_slashes(mut path: &[u8]) -> &[u8] {
     path
 }
 
-/// The range of an address form. Spec 60, 9.1; `/0` means every address here.
-pub(super) fn addresses(text: &str) -> Option<(u32, u32)> {
-    let address = |text: &str| text.parse::<Ipv4Addr>().ok().map(u32::from);
-    if text == "*" {
-        return Some((0, u32::MAX));
-    }
-    if let Some((first, last)) = text.split_once('-') {
-        return Some((address(first)?, address(last)?));
-    }
-    let Some((base, mask)) = text.split_once('/') else { return address(text).map(|ip| (ip, ip)) };
-    let mask = match address(mask) {
-        Some(mask) => mask,
-        None => match mask.parse::<u32>().ok()? {
-            0 => 0,
-            bits @ 1..=32 => u32::MAX << (32 - bits),
-            _ => return None,
-        },
-    };
-    let base = address(base)? & mask;
-    Some((base, base | !mask))
-}
-
 /// `U[:G]` by number; names are looked up in the system's lists.
 fn user(text: &str) -> Option<(u32, u32)> {
     let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
@@ -455,6 +431,8 @@ fn fnv(bytes: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     fn request(ip: &str, path: Option<&'static [u8]>) -> Request<'static> {

@@ -192,7 +192,8 @@ pub(super) async fn serve(master: Shared, stream: Stream) {
                 Err(error) => break format!("bad register packet: {error}"),
             },
             _ => {
-                if let Err(reason) = handle(&master, id, &outbox, &mut download, header, &payload).await {
+                if let Err(reason) = handle(&master, (id, ip_of(peer)), &outbox, &mut download, header, &payload).await
+                {
                     break reason;
                 }
             }
@@ -251,7 +252,7 @@ async fn catch_up(master: Shared, id: u64, outbox: Rc<Outbox>) {
 
 async fn handle(
     master: &Shared,
-    id: u64,
+    (id, ip): (u64, Ip4),
     outbox: &Rc<Outbox>,
     download: &mut Download,
     header: Header,
@@ -269,7 +270,7 @@ async fn handle(
             let core = master.core.borrow();
             let value = match option.as_bytes() {
                 NEXT_OPTION => core.loggers.next_of(id, &core.journal).to_string().into_bytes(),
-                option => core.option(option),
+                option => core.option(option, ip),
             };
             let value = Name::new(&value).map_err(bad)?;
             outbox.push(&AntoanConfigValue { msgid, value }.encode());

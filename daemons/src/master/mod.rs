@@ -46,9 +46,9 @@ use meta::chunks::Topology;
 use ring::local::{Mutex, Notify};
 use ring::{JoinHandle, Listener, Ring, Stream};
 use tracing::{error, info, warn};
-use wire::Time;
+use wire::{AddressList, Refusals, Time};
 
-use self::core::Core;
+use self::core::{Core, ip_of};
 use self::exports::Exports;
 use self::journal::{JournalFile, Moves};
 use crate::connection::Traffic;
@@ -205,7 +205,7 @@ pub async fn run(
     ];
     let mut listening: Vec<Listening> = listeners
         .into_iter()
-        .map(|(port, address, listener)| Listening { port, address, task: (port.serve)(&master, listener) })
+        .map(|(port, address, listener)| Listening { port, address, task: (port.serve)(port, &master, listener) })
         .collect();
     let saver = ring.spawn(images::save_hourly(master.clone()));
     ready();
@@ -327,28 +327,44 @@ async fn reload(master: &Shared, listening: &mut [Listening]) {
 struct Port {
     name: &'static str,
     address: fn(&Settings) -> SocketAddr,
-    serve: fn(&Shared, Listener) -> JoinHandle<()>,
+    /// Whom it serves, and the option that says so.
+    allowed: Allowed,
+    serve: fn(Port, &Shared, Listener) -> JoinHandle<()>,
 }
+
+/// An option, and the list that it gave.
+type Allowed = Option<(&'static str, fn(&Settings) -> &AddressList)>;
 
 const PORTS: [Port; 3] = [
     Port {
         name: "clients",
         address: |settings| settings.client_address,
-        serve: |master, listener| master.ring.spawn(serve_port(master.clone(), listener, client::serve)),
+        allowed: None, // the exports decide, when a client registers
+        serve: |port, master, listener| master.ring.spawn(serve_port(port, master.clone(), listener, client::serve)),
     },
     Port {
         name: "chunkservers",
         address: |settings| settings.chunkserver_address,
-        serve: |master, listener| master.ring.spawn(serve_port(master.clone(), listener, chunkserver::serve)),
+        allowed: Some(("MATOCS_ALLOW", |settings| &settings.chunkservers_allowed)),
+        serve: |port, master, listener| {
+            master.ring.spawn(serve_port(port, master.clone(), listener, chunkserver::serve))
+        },
     },
     Port {
         name: "metaloggers",
         address: |settings| settings.metalogger_address,
-        serve: |master, listener| master.ring.spawn(serve_port(master.clone(), listener, metalogger::serve)),
+        allowed: Some(("MATOML_ALLOW", |settings| &settings.metaloggers_allowed)),
+        serve: |port, master, listener| {
+            master.ring.spawn(serve_port(port, master.clone(), listener, metalogger::serve))
+        },
     },
 ];
 
 impl Port {
+    fn serves(self, master: &Shared, stream: &Stream) -> bool {
+        self.allowed.is_none_or(|(_, allowed)| allowed(&master.core.borrow().settings).contains(ip_of(stream.peer())))
+    }
+
     fn listen(self, ring: &Ring, settings: &Settings) -> Result<Listener, MasterError> {
         let address = (self.address)(settings);
         ring.listen(address).map_err(|error| MasterError::Listen { port: self.name, address, error })
@@ -372,7 +388,7 @@ impl Listening {
         match self.port.listen(&master.ring, settings) {
             Ok(listener) => {
                 info!("the port for {} is now {address}", self.port.name);
-                let task = (self.port.serve)(master, listener);
+                let task = (self.port.serve)(self.port, master, listener);
                 std::mem::replace(&mut self.task, task).abort();
                 self.address = address;
             }
@@ -382,12 +398,20 @@ impl Listening {
 }
 
 /// Accepts connections for ever.
-async fn serve_port<F>(master: Shared, listener: Listener, serve: fn(Shared, Stream) -> F)
+async fn serve_port<F>(port: Port, master: Shared, listener: Listener, serve: fn(Shared, Stream) -> F)
 where
     F: Future<Output = ()> + 'static,
 {
+    let refusals = Refusals::default();
     loop {
         match listener.accept().await {
+            Ok(stream) if !port.serves(&master, &stream) => {
+                let (peer, option) = (stream.peer(), port.allowed.map_or("", |(option, _)| option));
+                if let Some(count) = refusals.count(master.ring.wall_micros() / 1_000_000) {
+                    warn!(%peer, count, "a stranger on the port for {}: {option} does not list this address", port.name);
+                }
+                stream.shutdown();
+            }
             Ok(stream) => drop(master.ring.spawn(serve(master.clone(), stream))),
             Err(error) => {
                 warn!(%error, "cannot accept a connection");

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use meta::Policy;
 use meta::chunks;
 use tracing::warn;
-use wire::MetaId;
+use wire::{AddressList, MetaId};
 
 use super::heavy_load::Limits as HeavyLoadLimits;
 use crate::config::{self, Config};
@@ -27,6 +27,10 @@ pub struct Settings {
     pub chunkserver_address: SocketAddr,
     /// Port 9421.
     pub client_address: SocketAddr,
+    /// Who may connect as a metalogger. MATOML_ALLOW. Who may be a client is the exports' matter.
+    pub metaloggers_allowed: AddressList,
+    /// Who may connect as a chunkserver. MATOCS_ALLOW.
+    pub chunkservers_allowed: AddressList,
     /// An empty data folder becomes a new file system instead of an error.
     pub new_file_system: bool,
     /// Changes from this version on may be lost: a person said so after a refused start.
@@ -85,6 +89,8 @@ impl Default for Settings {
             metalogger_address: any(9419),
             chunkserver_address: any(9420),
             client_address: any(9421),
+            metaloggers_allowed: AddressList::default(),
+            chunkservers_allowed: AddressList::default(),
             new_file_system: false,
             lose_changes_from: None,
             accept_metaid: None,
@@ -144,6 +150,8 @@ impl Settings {
             metalogger_address: address(config, "MATOML", 9419)?,
             chunkserver_address: address(config, "MATOCS", 9420)?,
             client_address: address(config, client, 9421)?,
+            metaloggers_allowed: config.addresses("MATOML_ALLOW")?,
+            chunkservers_allowed: config.addresses("MATOCS_ALLOW")?,
             journals_kept,
             images_kept: config.number("BACK_META_KEEP_PREVIOUS", 1u32, 0..=99),
             image_every_hours: config.number("METADATA_SAVE_FREQ", 1u32, 1..=(journals_kept / 2).max(1)),

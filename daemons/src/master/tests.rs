@@ -3,6 +3,7 @@
 
 mod monitor;
 mod recovery;
+mod strangers;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

@@ -4,9 +4,7 @@
 
 use meta::chunks::Topology;
 use tracing::warn;
-use wire::Ip4;
-
-use super::exports::addresses;
+use wire::{Ip4, address_range};
 
 /// The racks of all lines, the later ones over the earlier ones.
 pub(super) fn parse(text: &str) -> Topology {
@@ -28,7 +26,7 @@ fn parse_line(line: &str) -> Result<Option<Placed<'_>>, &'static str> {
     let line = line.split_once('#').map_or(line, |(front, _)| front);
     let mut words = line.split_ascii_whitespace();
     let Some(address) = words.next() else { return Ok(None) };
-    let range = addresses(address);
+    let range = address_range(address);
     match (range, words.next(), words.next()) {
         (None, Some(_), _) => Err("incorrect ip/network definition in"),
         (_, None, _) => Err("incomplete definition in"),

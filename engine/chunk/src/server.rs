@@ -278,15 +278,19 @@ impl Server {
         self.core.shared.jobs.load(Ordering::Relaxed)
     }
 
-    /// The value of an option, as a peer sees it: empty if it is not set; passwords are not shown.
-    pub(crate) fn config_value(&self, option: &[u8]) -> Name {
+    /// The value of an option, as a peer sees it: empty if it is not set; passwords are not shown, and where files lie is
+    /// told on this machine only.
+    pub(crate) fn config_value(&self, option: &[u8], peer: SocketAddr) -> Name {
         let settings = self.settings.get();
         let value = match option {
             wire::any::EXTENSIONS_OPTION => EXTENSIONS,
             b"AUTH_CODE" => settings.auth_code.as_ref().map_or(&b""[..], |_| b"[DEFINED]"),
             _ => {
                 let name = std::str::from_utf8(option).unwrap_or("");
-                settings.options.get(name).map_or(&b""[..], String::as_bytes)
+                match settings.options.get(name) {
+                    Some(_) if wire::any::names_a_path(option) && !peer.ip().is_loopback() => b"[DEFINED]",
+                    value => value.map_or(&b""[..], String::as_bytes),
+                }
             }
         };
         Name::new(&value[..value.len().min(255)]).expect("cut at 255 bytes")

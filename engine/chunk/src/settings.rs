@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
+use wire::AddressList;
+
 use crate::folders::FolderLine;
 
 /// How chunk files are read and written.
@@ -40,6 +42,8 @@ pub struct Settings {
     /// Address of the data port; 0.0.0.0 also means that the master takes the address it sees.
     pub listen_ip: Ipv4Addr,
     pub listen_port: u16,
+    /// Who may connect to the data port: mounts, tools and the other chunkservers.
+    pub allowed: AddressList,
     pub master_host: String,
     pub master_port: u16,
     /// Local address of connections to the master.
@@ -143,6 +147,7 @@ impl Settings {
             start_with_invalid_disks: false,
             listen_ip: Ipv4Addr::UNSPECIFIED,
             listen_port: 9422,
+            allowed: AddressList::default(),
             master_host: "mfsmaster".to_owned(),
             master_port: 9420,
             bind_ip: None,

@@ -51,3 +51,8 @@ packets! {
 
 /// The option that a Mooring process answers with the names of its extensions; a stock peer's answer is empty.
 pub const EXTENSIONS_OPTION: &[u8] = b"MOORING_EXTENSIONS";
+
+/// Whether an option's value tells where a file or folder lies on its machine: strangers need not know.
+pub fn names_a_path(option: &[u8]) -> bool {
+    [&b"_PATH"[..], b"_FILENAME", b"_FILE"].iter().any(|end| option.ends_with(end))
+}

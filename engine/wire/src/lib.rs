@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::cast_possible_truncation, reason = "widths are the protocol's: each cast here cuts on purpose")]
 
+pub mod addresses;
 pub mod any;
 pub mod charts;
 pub mod chunkserver;
@@ -21,6 +22,7 @@ mod status;
 pub mod time;
 pub mod types;
 
+pub use addresses::{AddressList, AddressRange, Refusals, address_range};
 pub use any::*;
 pub use charts::*;
 pub use chunkserver::{

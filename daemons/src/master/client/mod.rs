@@ -138,7 +138,8 @@ fn handle(master: &Shared, id: u64, header: Header, payload: &[u8]) -> Result<()
         AntoanGetConfig::TYPE => {
             let AntoanGetConfig { msgid, option } = AntoanGetConfig::decode(payload).map_err(bad)?;
             return master.with(|core, _| {
-                let value = Name::new(&core.option(option.as_bytes())).map_err(bad)?;
+                let asker = core.clients.get(&id).map_or(Ip4(0), |link| link.ip);
+                let value = Name::new(&core.option(option.as_bytes(), asker)).map_err(bad)?;
                 core.push(id, &AntoanConfigValue { msgid, value }.encode());
                 Ok(())
             });

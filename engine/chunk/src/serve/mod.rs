@@ -28,7 +28,7 @@ use ring::{BufferedReader, DetachedStream, Gather, Instant, IoBuf, Listener, Str
 use wire::limits::{DATA_PORT_BYTES_MAX, HEADER_BYTES};
 use wire::{
     ChunkId, CltocsRead, CltocsWrite, CltocsWriteData, CltocsWriteFinish, CstoclReadStatus, CstoclWriteStatus, Header,
-    Packet, Status, Version, WireError,
+    Ip4, Packet, Refusals, Status, Version, WireError,
 };
 
 use crate::cores::Shared;
@@ -153,11 +153,19 @@ struct HandedOver {
 
 /// Accepts connections until the task is dropped.
 pub(crate) async fn accept_loop(server: Rc<Server>, listener: Listener) {
+    let refusals = Refusals::default();
     loop {
         while server.core.shared.connections.load(Ordering::Relaxed) >= CONNECTIONS_MAX {
             server.ring.sleep(Duration::from_millis(10)).await;
         }
         match listener.accept().await {
+            Ok(stream) if !serves(&server, stream.peer()) => {
+                if let Some(count) = refusals.count(server.ring.wall_micros() / 1_000_000) {
+                    let peer = stream.peer();
+                    tracing::warn!(%peer, count, "a stranger on the data port: CSSERV_ALLOW does not list this address");
+                }
+                stream.shutdown();
+            }
             Ok(stream) => {
                 let counted = Counted::new(&server.core.shared);
                 let reader = BufferedReader::new(stream.clone(), READER_BYTES);
@@ -170,6 +178,15 @@ pub(crate) async fn accept_loop(server: Rc<Server>, listener: Listener) {
             }
         }
     }
+}
+
+/// Whether this peer may connect. Lists hold IPv4 addresses, and so does the port.
+fn serves(server: &Server, peer: SocketAddr) -> bool {
+    let ip = match peer {
+        SocketAddr::V4(peer) => Ip4::from(*peer.ip()),
+        SocketAddr::V6(_) => Ip4(0),
+    };
+    server.settings.get().allowed.contains(ip)
 }
 
 /// Serves a connection in a task of its own. `first`: a request that was taken off it already.

@@ -43,7 +43,7 @@ impl Connection {
             }
             AntoanGetConfig::TYPE => {
                 let AntoanGetConfig { msgid, option } = self.control(header).await?;
-                AntoanConfigValue { msgid, value: server.config_value(option.as_bytes()) }.encode()
+                AntoanConfigValue { msgid, value: server.config_value(option.as_bytes(), self.peer) }.encode()
             }
             CltoanModuleInfo::TYPE => {
                 let CltoanModuleInfo { msgid } = self.control(header).await?;

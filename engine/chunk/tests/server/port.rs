@@ -198,3 +198,30 @@ fn tools_learn_what_we_are() {
         running.stop().await;
     });
 }
+
+#[test]
+fn only_listed_addresses_are_served() {
+    in_sim(5, |bed| async move {
+        let listener = crate::support::master::Master::listen(&bed.nodes[0]);
+        let check = async |allowed: &str, is_served: bool| {
+            let mut settings = bed.settings(1);
+            settings.allowed = AddressList::parse(allowed).unwrap();
+            settings.options.insert("DATA_PATH".to_owned(), "/data".to_owned());
+            let running = bed.start_with(1, settings).await;
+            let master = crate::support::master::Master::accept(&bed.nodes[0].ring, &listener).await;
+            let mut client = bed.client(1).await;
+            let option = Name::new(b"DATA_PATH").unwrap();
+            client.send(AntoanGetConfig { msgid: 3, option }.encode()).await;
+            let answer = client.next().await.map(|(_, payload)| AntoanConfigValue::decode(&payload).unwrap());
+            assert_eq!(answer.is_some(), is_served, "{allowed}");
+            if let Some(answer) = answer {
+                assert_eq!(answer.value.as_bytes(), b"[DEFINED]", "where files lie is not told to others");
+            }
+            drop(master);
+            running.stop().await;
+        };
+        check("*", true).await;
+        check("10.0.0.0/24", true).await;
+        check("10.0.0.2-10.0.0.200, 127.0.0.1", false).await;
+    });
+}
