@@ -16,14 +16,14 @@
 use std::cell::OnceCell;
 use std::future::Future;
 use std::rc::{Rc, Weak};
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use futures_util::future::join_all;
 use ring::channel::{Receiver, Sender, channel};
 use ring::{Instant, Options, Ring};
-use wire::ChunkId;
+use wire::{ChunkId, Epoch};
 
 use crate::counters::Counters;
 use crate::registry::{Place, Registry, Verdict};
@@ -55,6 +55,8 @@ pub(crate) struct Shared {
     /// Requests and operations under way.
     pub(crate) jobs: AtomicU32,
     pub(crate) connections: AtomicU32,
+    /// See `Core::epoch`.
+    epoch: AtomicU64,
     /// Volumes whose files are being listed.
     pub(crate) scans_under_way: AtomicU32,
     /// What each core's balance is doing.
@@ -120,6 +122,17 @@ impl Core {
 
     pub(crate) fn set_moving(&self, moving: Moving) {
         self.shared.moving[self.number].store(moving as u8, Ordering::Relaxed);
+    }
+
+    /// What tells clients whether this server may have lost something that it acknowledged: then it is another.
+    pub(crate) fn epoch(&self) -> Epoch {
+        Epoch(self.shared.epoch.load(Ordering::SeqCst))
+    }
+
+    /// Something that was acknowledged may be lost. From now on no client believes that it is here. `random`: a number
+    /// that never was one before.
+    pub(crate) fn begin_epoch(&self, random: u64) {
+        self.shared.epoch.store(Epoch::new(random, self.epoch().is_durable()).0, Ordering::SeqCst);
     }
 
     // --- the registry
@@ -256,6 +269,7 @@ pub(crate) async fn start(
         torn: Mutex::default(),
         jobs: AtomicU32::new(0),
         connections: AtomicU32::new(0),
+        epoch: AtomicU64::new(Epoch::new(ring.random_u64(), settings.is_synced()).0),
         scans_under_way: AtomicU32::new(0),
         moving: (0..count).map(|_| AtomicU8::new(0)).collect(),
         moves_under_way: AtomicU32::new(0),

@@ -282,8 +282,10 @@ impl Server {
     /// told on this machine only.
     pub(crate) fn config_value(&self, option: &[u8], peer: SocketAddr) -> Name {
         let settings = self.settings.get();
+        let epoch = self.core.epoch().to_value();
         let value = match option {
             wire::any::EXTENSIONS_OPTION => EXTENSIONS,
+            wire::EPOCH_OPTION => epoch.as_bytes(),
             b"AUTH_CODE" => settings.auth_code.as_ref().map_or(&b""[..], |_| b"[DEFINED]"),
             _ => {
                 let name = std::str::from_utf8(option).unwrap_or("");

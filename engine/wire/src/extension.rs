@@ -14,6 +14,44 @@ use crate::types::{ChunkId, Gids, Inode, Rest, Status, Version};
 
 /// Name of the extension "the device of this chunkserver has all of the chunk that it acknowledged".
 pub const SYNC_EXTENSION: &str = "sync";
+/// The option whose value, as a chunkserver's answer to GET_CONFIG, is its epoch: 16 hexadecimal digits. A server that has
+/// none answers with an empty value, as a MooseFS server does for every option that is not set. Who gets an epoch may
+/// send `CltocsSyncEpoch`.
+pub const EPOCH_OPTION: &[u8] = b"MOORING_EPOCH";
+
+/// A chunkserver's word for "nothing that I acknowledged since I told you this was lost".
+///
+/// Random and never 0. It changes whenever the server may have lost data that it acknowledged before: at its start, when
+/// a disk is given up or added again, when a sync fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Epoch(pub u64);
+
+impl Epoch {
+    /// In an epoch with this bit, the device has each write before the server acknowledges it (`DURABILITY = synced`).
+    const DURABLE: u64 = 1;
+
+    /// A new epoch. `random`: never twice the same.
+    pub fn new(random: u64, is_durable: bool) -> Epoch {
+        Epoch(random & !Epoch::DURABLE | 2 | u64::from(is_durable))
+    }
+
+    /// Everything that is acknowledged in this epoch outlives it.
+    pub fn is_durable(self) -> bool {
+        self.0 & Epoch::DURABLE != 0
+    }
+
+    /// The value of `EPOCH_OPTION`.
+    pub fn to_value(self) -> String {
+        format!("{:016x}", self.0)
+    }
+
+    /// Reads the value of `EPOCH_OPTION`. `None` if the peer has no epochs.
+    pub fn from_value(value: &[u8]) -> Option<Epoch> {
+        let digits = std::str::from_utf8(value).ok().filter(|digits| digits.len() == 16)?;
+        u64::from_str_radix(digits, 16).ok().filter(|word| *word != 0).map(Epoch)
+    }
+}
+
 /// Name of the extension "this master knows times to the nanosecond, before 1970 and after 2106".
 pub const TIMES_EXTENSION: &str = "times";
 
@@ -57,6 +95,12 @@ packets! {
     CltocsSyncChunk = 10001 { chunkid: ChunkId, version: Version }
 
     CstoclSyncChunk = 10002 { chunkid: ChunkId, status: Status }
+
+    /// As `CltocsSyncChunk`, to a server that has an epoch. `version` 0 stands for the version that the server has.
+    CltocsSyncEpoch = 10005 { chunkid: ChunkId, version: Version }
+
+    /// `epoch`: the server's when the sync ended. Only if it is the same as before a write does OK speak of that write.
+    CstoclSyncEpoch = 10006 { chunkid: ChunkId, version: Version, status: Status, epoch: u64 }
 
     /// SETATTR with long times.
     CltomaSetattrLong = 10410 {
@@ -184,6 +228,21 @@ mod tests {
     use crate::codec::{Field, Seed};
     use crate::fs::MatoclFuseLookup;
     use crate::types::Attr;
+
+    #[test]
+    fn an_epoch_is_read_as_it_was_written_and_nothing_else_is_one() {
+        for random in [0, 1, 2, 3, 7 << 60, u64::MAX] {
+            for is_durable in [false, true] {
+                let epoch = Epoch::new(random, is_durable);
+                assert_ne!(epoch.0, 0);
+                assert_eq!(epoch.is_durable(), is_durable);
+                assert_eq!(Epoch::from_value(epoch.to_value().as_bytes()), Some(epoch));
+            }
+        }
+        for value in [&b""[..], b"1", b"0000000000000000", b"00000000000000012", b"000000000000000g", b"\xff"] {
+            assert_eq!(Epoch::from_value(value), None);
+        }
+    }
 
     fn sample(seed: &mut Seed) -> Attr {
         Attr { atime: Time::sample(seed), mtime: Time::sample(seed), ctime: Time::sample(seed), ..Attr::sample(seed) }

@@ -6,9 +6,9 @@ use wire::types::Rest;
 use wire::{
     AntoanConfigValue, AntoanGetConfig, AntoanGetVersion, AntoanVersion, AntoanVersionWithId, AntoclModuleInfo,
     AntoclModuleInfoWithId, AntocsGetChunkBlocks, AntocsGetChunkChecksum, AntocsGetChunkChecksumTab, ChunkId,
-    CltoanModuleInfo, CltocsHddList, CltocsSyncChunk, Crc, CstoanChunkBlocks, CstoanChunkChecksum,
+    CltoanModuleInfo, CltocsHddList, CltocsSyncChunk, CltocsSyncEpoch, Crc, CstoanChunkBlocks, CstoanChunkChecksum,
     CstoanChunkChecksumError, CstoanChunkChecksumTab, CstoanChunkChecksumTabError, CstoclHddList, CstoclSyncChunk,
-    Header, Packet, Status, Version, VersionWord,
+    CstoclSyncEpoch, Header, Packet, Status, Version, VersionWord,
 };
 use wire::{AntoclChart, AntoclMonotonicData, CltoanChart, CltoanChartData, CltoanMonotonicData};
 
@@ -54,7 +54,21 @@ impl Connection {
                 let owner = server.core.owner(chunkid);
                 let sync = move |server: Rc<Server>| async move { sync_chunk(&server, chunkid, version).await };
                 let work = server.core.ask(owner, sync);
-                CstoclSyncChunk { chunkid, status: self.working(true, work).await? }.encode()
+                let status = self.working(true, work).await?.err().unwrap_or(Status::OK);
+                CstoclSyncChunk { chunkid, status }.encode()
+            }
+            CltocsSyncEpoch::TYPE => {
+                let CltocsSyncEpoch { chunkid, version } = self.control(header).await?;
+                let owner = server.core.owner(chunkid);
+                let sync = move |server: Rc<Server>| async move { sync_chunk(&server, chunkid, version).await };
+                let work = server.core.ask(owner, sync);
+                let (version, status) = match self.working(true, work).await? {
+                    Ok(version) => (version, Status::OK),
+                    Err(status) => (version, status),
+                };
+                // Not before the sync has ended: a disk may have been lost meanwhile.
+                let epoch = server.core.epoch().0;
+                CstoclSyncEpoch { chunkid, version, status, epoch }.encode()
             }
             CltocsHddList::TYPE => {
                 self.control::<CltocsHddList>(header).await?;
@@ -114,12 +128,9 @@ pub(crate) async fn chunk_checksum_tab(server: &Server, question: &AntocsGetChun
     }
 }
 
-async fn sync_chunk(server: &Server, id: ChunkId, version: Version) -> Status {
-    let Some(_job) = server.begin_job() else { return ChunkError::Busy.status() };
-    match server.store.sync_chunk(id, version).await {
-        Ok(()) => Status::OK,
-        Err(error) => error.status(),
-    }
+async fn sync_chunk(server: &Server, id: ChunkId, version: Version) -> Result<Version, Status> {
+    let _job = server.begin_job().ok_or(ChunkError::Busy.status())?;
+    server.store.sync_chunk(id, version).await.map_err(|error| error.status())
 }
 
 async fn look_up(server: &Server, id: ChunkId, version: Version) -> Result<(u16, SumTable), ChunkError> {

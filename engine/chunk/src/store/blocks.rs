@@ -15,6 +15,7 @@ use ring::{Block, File, IoBuf, IoBufExt, SharedBlock, Slice};
 use wire::limits::{BLOCK_BYTES, BLOCKS_PER_CHUNK, EMPTY_BLOCK_CRC};
 use wire::{Crc, Version};
 
+use super::sync::copy_of;
 use super::{Chunk, Store, check_version};
 use crate::error::ChunkError;
 use crate::fair_lock::{Guard, Hold, Turn};
@@ -339,9 +340,23 @@ impl Store {
             return Ok(());
         }
         let ended = chunk.writes_ended.get();
-        file.datasync().await?;
+        self.sync_file(chunk, file).await?;
         chunk.writes_synced.set(ended);
         Ok(())
+    }
+
+    /// Returns when the device has the file. After a failure it fails for good: the system has dropped what it could not
+    /// write, and would call the next sync a success.
+    pub(super) async fn sync_file(&self, chunk: &Chunk, file: &File) -> Result<(), ChunkError> {
+        if let Some(error) = &*chunk.sync_failed.borrow() {
+            return Err(ChunkError::Disk(copy_of(error)));
+        }
+        let Err(error) = file.datasync().await else { return Ok(()) };
+        chunk.sync_failed.replace(Some(copy_of(&error)));
+        if let Some(volume) = chunk.volume() {
+            self.note_failed_sync(chunk.id, &volume, &error);
+        }
+        Err(ChunkError::Disk(error))
     }
 
     /// The sectors of a part that is written into zeros.
@@ -455,18 +470,18 @@ impl Store {
         };
         let started = self.ring.now();
         let _under_way = volume.health.begin(&self.ring);
-        let (mut result, piece) = file.write_all_at(scratch.take().slice(0..TABLE_BYTES), position).await;
+        let (result, piece) = file.write_all_at(scratch.take().slice(0..TABLE_BYTES), position).await;
         scratch.put(piece.into_inner());
         volume.stats.header_write.add(TABLE_BYTES as u64, self.ring.now() - started);
+        let mut result = result.map_err(ChunkError::Disk);
         if result.is_ok() && self.settings.is_synced() {
-            result = file.datasync().await;
+            result = self.sync_file(chunk, &file).await;
         }
         if let Some(open) = chunk.state.borrow_mut().as_mut() {
             open.sums_changed |= result.is_err();
             open.tail_is_empty |= result.is_ok();
         }
         if let Err(error) = result {
-            let error = ChunkError::Disk(error);
             self.note_fault(chunk.id, &volume, &error);
             return Err(error);
         }

@@ -176,6 +176,8 @@ impl Store {
         let Opened { shared, lock, index: list, metaid: found } = opened.map_err(|error| error.to_string())?;
         let repairs = self.open_logs(&shared).await.map_err(|error| error.to_string())?;
         shared.recovering.store(!repairs.is_empty(), Ordering::Release);
+        // Its copies may be older than what clients were told about them when it was here before.
+        self.core.begin_epoch(self.ring.random_u64());
         let is_alike = self.attach(index, shared.clone());
         assert!(is_alike, "this core decides on the numbers");
         self.volume(index).keep(lock, list.filter(|_| repairs.is_empty()));
@@ -353,6 +355,7 @@ impl Store {
             return; // by another core, or it is being taken out
         }
         tracing::error!("{}: the disk is not used any more", volume.folder.display());
+        self.core.begin_epoch(self.ring.random_u64());
         let index = self.volumes.borrow().iter().position(|other| std::ptr::eq(&**other, volume));
         let Some(index) = index else { return };
         self.lose_chunks_of(index as u16);
@@ -434,7 +437,7 @@ impl Store {
         self.write_table(chunk).await?;
         let file = chunk.state.borrow().as_ref().map(|open| open.file.clone());
         match file {
-            Some(file) => Ok(file.datasync().await?),
+            Some(file) => self.sync_file(chunk, &file).await,
             None => Ok(()),
         }
     }

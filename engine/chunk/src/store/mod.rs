@@ -103,6 +103,8 @@ pub(crate) struct Chunk {
     writes_synced: Cell<u64>,
     /// Flushes under way that may write back a part of what is written meanwhile.
     flushes: Cell<u32>,
+    /// A sync of the file failed. What the system could not write it has dropped by now, so no later sync may succeed.
+    sync_failed: RefCell<Option<io::Error>>,
     /// The device knows the file by its present name.
     name_is_durable: Cell<bool>,
     state: RefCell<Option<OpenFile>>,
@@ -466,6 +468,7 @@ impl Chunk {
             writes_ended: Cell::new(0),
             writes_synced: Cell::new(0),
             flushes: Cell::new(0),
+            sync_failed: RefCell::default(),
             name_is_durable: Cell::new(false),
             state: RefCell::default(),
             gone: Cell::new(false),

@@ -28,8 +28,11 @@ pub(crate) struct Checkpoints {
 
 impl Store {
     /// Returns when the device has all writes to the chunk that were acknowledged before. Those who ask at the same
-    /// time share a flush. Errors: `NoChunk`, `WrongVersion`, `Busy`, `Disk`.
-    pub(crate) async fn sync_chunk(&self, id: ChunkId, version: Version) -> Result<(), ChunkError> {
+    /// time share a flush. Gives the chunk's version. Errors: `NoChunk`, `WrongVersion`, `Busy`, `Disk`.
+    ///
+    /// Speaks of what was acknowledged in the present epoch only: a client compares the epoch that it knew when it wrote
+    /// with the one after this.
+    pub(crate) async fn sync_chunk(&self, id: ChunkId, version: Version) -> Result<Version, ChunkError> {
         let chunk = self.open(id, version).await?;
         let _shared = self.hold(&chunk, Hold::Shared).await?;
         chunk.check(version)?;
@@ -43,13 +46,24 @@ impl Store {
             self.flush_with_log(&chunk, &file, &volume).await?;
             if !chunk.name_is_durable.get() {
                 let path = volume.chunk_path(place.subfolder, id, place.version);
-                self.sync_name(&path).await?;
+                self.sync_name(&path).await.inspect_err(|error| self.note_failed_sync(chunk.id, &volume, error))?;
                 chunk.name_is_durable.set(true);
             }
             Ok(())
         };
         let outcome: Result<(), ChunkError> = synced.await;
-        outcome.inspect_err(|error| self.note_fault(id, &volume, error))
+        outcome.inspect_err(|error| self.note_fault(id, &volume, error))?;
+        Ok(place.version)
+    }
+
+    /// A sync failed: the system drops what it could not write, says so once, and calls the next sync a success. So what
+    /// was acknowledged before may be lost, the chunk counts as damaged, and a disk that answers EIO is given up.
+    pub(super) fn note_failed_sync(&self, id: ChunkId, volume: &Volume, error: &io::Error) {
+        tracing::error!("chunk {id} on {}: cannot be synced: {error}", volume.folder.display());
+        self.core.begin_epoch(self.ring.random_u64());
+        if ChunkError::Disk(copy_of(error)).is_hard() {
+            self.lose_volume(volume);
+        }
     }
 
     /// As `flush`; and the log may forget what it knows of the chunk, if its table was written before.
@@ -128,14 +142,20 @@ impl Store {
 
     /// A disk that fails to write what the system had promised may have lost it, and the system does not try again: what
     /// is read from its memory until then is newer than what a restart would find. So such a disk is given up. What is
-    /// not the disk's failure is tried again.
+    /// not the disk's failure is tried again, in another epoch.
     pub(super) fn note_failed_checkpoint(&self, volume: &Volume, error: io::Error) {
         tracing::error!("{}: cannot be synced: {error}", volume.folder.display());
+        self.core.begin_epoch(self.ring.random_u64());
         self.core.shared.reports.disk_error();
         if ChunkError::Disk(error).is_hard() {
             self.lose_volume(volume);
         }
     }
+}
+
+/// The same error once more.
+pub(super) fn copy_of(error: &io::Error) -> io::Error {
+    error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
 }
 
 /// Counts a flush while it lasts.

@@ -11,5 +11,6 @@ mod operations;
 mod port;
 mod registration;
 mod support;
+mod syncing;
 mod volumes;
 mod writes;
