@@ -16,6 +16,7 @@
 //! | [`fuzz`] | a target for every decoder of bytes from outside, and what feeds them |
 //! | [`master`] | the master's side of a chunkserver's life, for servers that are driven directly |
 //! | [`namespace`] | the network in which a cluster lives |
+//! | [`power`] | chunkservers that lose what they had acknowledged, between a write and its `fsync` |
 //! | [`simulation`] | a whole cluster in a simulated world, under faults |
 //! | [`tree`] | folders full of everything a file system must keep, and how two of them differ |
 //! | [`copies`] | which chunk lies in which folder, as the disks tell it |
@@ -35,6 +36,7 @@ pub mod fuzz;
 pub mod master;
 pub mod namespace;
 pub mod need;
+pub mod power;
 pub mod simulation;
 pub mod tree;
 pub mod wait;

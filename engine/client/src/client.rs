@@ -32,6 +32,8 @@ pub(crate) struct Inner {
     pub(crate) write_budget: Budget,
     pub(crate) read_ahead_budget: Budget,
     pub(crate) events: Events,
+    /// A task that syncs before it is asked to is at work.
+    pub(crate) syncs_early: std::cell::Cell<bool>,
     pub(crate) last_lock_request: std::cell::Cell<u32>,
     pool_beat: RefCell<Option<ring::JoinHandle<()>>>,
 }
@@ -56,6 +58,7 @@ impl Client {
             write_budget: Budget::new(settings.write_cache_bytes.max(1 << 20)),
             read_ahead_budget: Budget::new(settings.read_ahead_bytes.max(1 << 20)),
             events: Events::new(),
+            syncs_early: std::cell::Cell::new(false),
             last_lock_request: std::cell::Cell::new(0),
             pool_beat: RefCell::new(Some(ring.spawn(pool.clone().beat(ring.clone())))),
             pool,

@@ -4,16 +4,15 @@
 //! it, since they keep an inode alive at the master but need no state. Spec 30, 5.2; Spec 72, 5.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use ring::local::Semaphore;
 use wire::{AmtimeEntryLong, Attr, Inode, NodeKind, Time};
 
-use crate::locations::ChunkLocation;
 use crate::readahead::Reader;
-use crate::sync::{Unsynced, UnsyncedChunk};
 use crate::types::{Handle, OpenFlags};
+use crate::unsynced::Unsynced;
 use crate::write::Dirty;
 use crate::{Errno, Event};
 
@@ -31,8 +30,7 @@ pub(crate) struct File {
     pub(crate) error: Cell<Option<Errno>>,
     pub(crate) dirty: Dirty,
     /// Chunks that were written and not put on a device since; see `sync`.
-    unsynced: RefCell<Unsynced>,
-    noted: Cell<u64>,
+    pub(crate) unsynced: Rc<Unsynced>,
     handles: Cell<u32>,
     /// Read-ahead of every handle, so that changes reach them all.
     readers: RefCell<Vec<Rc<Reader>>>,
@@ -42,25 +40,6 @@ impl File {
     /// The length that this client's processes see: unsent data counts.
     pub(crate) fn length(&self) -> u64 {
         self.master_length.get().max(self.dirty.end())
-    }
-
-    /// Some of the chunk was acknowledged: the next `fsync` has to do with it.
-    pub(crate) fn note_unsynced(&self, index: u32, location: ChunkLocation) {
-        let mut unsynced = self.unsynced.borrow_mut();
-        self.noted.set(self.noted.get() + 1);
-        unsynced.insert(index, UnsyncedChunk { location, noted: self.noted.get() });
-    }
-
-    pub(crate) fn unsynced(&self) -> Unsynced {
-        self.unsynced.borrow().clone()
-    }
-
-    /// The devices have the chunk as it was noted then.
-    pub(crate) fn is_synced(&self, index: u32, noted: u64) {
-        let mut unsynced = self.unsynced.borrow_mut();
-        if unsynced.get(&index).is_some_and(|chunk| chunk.noted == noted) {
-            unsynced.remove(&index);
-        }
     }
 
     /// The master has told something about this file.
@@ -101,12 +80,13 @@ pub(crate) struct Files {
     kernel: RefCell<BTreeMap<Inode, u64>>,
     times: RefCell<BTreeMap<Inode, Times>>,
     /// Of files that were closed: whoever opens one again and calls `fsync` means these writes, too.
-    unsynced: RefCell<BTreeMap<Inode, Unsynced>>,
+    closed: RefCell<BTreeMap<Inode, Rc<Unsynced>>>,
+    /// Closed files of which there were too many to remember, and which are to be synced instead.
+    to_sync: RefCell<VecDeque<(Inode, Rc<Unsynced>)>>,
 }
 
-/// Closed files whose unsynced chunks are remembered. By the time that so many more were written, servers and systems
-/// have put the first ones on their devices by themselves.
-const UNSYNCED_CLOSED_MAX: usize = 50_000;
+/// Closed files whose unsynced chunks are remembered. When there are more, one is synced for each that comes.
+const CLOSED_MAX: usize = 50_000;
 
 /// Times that the master has not been told often enough. `NONE`: no time. Spec 30, 5.3.
 #[derive(Clone, Copy, Default)]
@@ -133,8 +113,7 @@ impl Files {
                 notices: Cell::new(0),
                 error: Cell::new(None),
                 dirty: Dirty::default(),
-                unsynced: RefCell::new(self.unsynced.borrow_mut().remove(&inode).unwrap_or_default()),
-                noted: Cell::new(0),
+                unsynced: self.closed.borrow_mut().remove(&inode).unwrap_or_default(),
                 handles: Cell::new(0),
                 readers: RefCell::default(),
             })
@@ -148,14 +127,36 @@ impl Files {
         file.handles.set(file.handles.get() - 1);
         if file.handles.get() == 0 {
             self.files.borrow_mut().remove(&file.inode);
-            let unsynced = file.unsynced();
-            if !unsynced.is_empty() {
-                let mut closed = self.unsynced.borrow_mut();
-                if closed.len() >= UNSYNCED_CLOSED_MAX {
-                    closed.pop_first(); // inodes are given out in order: likely the oldest
+            if !file.unsynced.is_empty() {
+                file.unsynced.unwatch(); // the master speaks of open files only
+                let mut closed = self.closed.borrow_mut();
+                closed.insert(file.inode, file.unsynced.clone());
+                if closed.len() > CLOSED_MAX {
+                    // Inodes are given out in order: likely the oldest.
+                    self.to_sync.borrow_mut().extend(closed.pop_first());
                 }
-                closed.insert(file.inode, unsynced);
             }
+        }
+    }
+
+    /// What is unsynced of a file, open or closed.
+    pub(crate) fn unsynced(&self, inode: Inode) -> Option<Rc<Unsynced>> {
+        let open = self.files.borrow().get(&inode).map(|file| file.unsynced.clone());
+        open.or_else(|| self.closed.borrow().get(&inode).cloned())
+    }
+
+    /// A closed file that is to be synced because too many were closed.
+    pub(crate) fn next_to_sync(&self) -> Option<(Inode, Rc<Unsynced>)> {
+        self.to_sync.borrow_mut().pop_front()
+    }
+
+    /// Forgets the bytes of closed files, one after the other, until `enough`. What is unsynced stays known.
+    pub(crate) fn drop_closed_bytes(&self, enough: impl Fn() -> bool) {
+        for unsynced in self.closed.borrow().values() {
+            if enough() {
+                return;
+            }
+            unsynced.drop_bytes();
         }
     }
 
@@ -236,6 +237,7 @@ impl Files {
     pub(crate) fn all_changed(&self) {
         for file in self.all() {
             file.bytes_changed(0, u64::MAX);
+            file.unsynced.unwatch();
         }
     }
 
@@ -366,6 +368,11 @@ impl Budget {
     pub(crate) fn try_take(&self, bytes: usize) -> Option<Share> {
         self.free.try_acquire(bytes)?.forget();
         Some(Share { free: self.free.clone(), bytes })
+    }
+
+    /// Half of it is free.
+    pub(crate) fn is_ample(&self) -> bool {
+        self.free.available() >= self.total / 2
     }
 
     /// Less than a quarter is free: what can go should go.

@@ -13,7 +13,7 @@ use crate::client::Inner;
 use crate::files::{File, Open};
 use crate::locations::ChunkLocation;
 use crate::names::name_of;
-use crate::read::chunk_index;
+use crate::read::{chunk_index, in_chunk};
 use crate::retry::pause;
 use crate::types::*;
 use crate::{Errno, Event};
@@ -80,6 +80,7 @@ impl Inner {
             .await?;
         if flags.truncate {
             self.length_was_set(&file, answer.attr.length_bytes());
+            self.was_cut(inode, answer.attr.length_bytes());
         } else if notices == file.notices.get() {
             file.master_length.set(answer.attr.length_bytes());
         }
@@ -108,6 +109,7 @@ impl Inner {
         }
         self.files.let_go(file);
         self.forget_unheld(file.inode);
+        self.sync_surplus();
         flushed
     }
 
@@ -162,6 +164,7 @@ impl Inner {
             self.length_was_set(file, length);
         }
         self.locations.forget_from(inode, chunk_index(length));
+        self.was_cut(inode, length);
         self.files.cancel_times(inode, false, true);
         Ok(self.files.with_local(inode, answer.attr))
     }
@@ -220,6 +223,13 @@ impl Inner {
         self.locations.forget_from(file.inode, chunk_index(length));
     }
 
+    /// We cut the file: what was written behind the cut and is kept must not come back.
+    fn was_cut(&self, inode: Inode, length: u64) {
+        if let Some(unsynced) = self.files.unsynced(inode) {
+            unsynced.cut(chunk_index(length), in_chunk(length % u64::from(wire::limits::CHUNK_BYTES)));
+        }
+    }
+
     /// Notice 702. Spec 30, 6.
     pub(crate) fn chunk_has_changed(&self, notice: &MatoclFuseChunkHasChanged) {
         let inode = notice.inode;
@@ -228,6 +238,9 @@ impl Inner {
         self.locations.replace(inode, notice.index, notice.chunkid, notice.version);
         if is_truncated {
             self.locations.forget_from(inode, notice.index.saturating_add(1));
+        }
+        if let Some(unsynced) = self.files.unsynced(inode) {
+            unsynced.foreign_change(notice.index, is_truncated);
         }
         let end = if is_truncated { u64::MAX } else { start.saturating_add(u64::from(wire::limits::CHUNK_BYTES)) };
         if let Some(file) = self.files.find(inode) {
@@ -242,6 +255,9 @@ impl Inner {
 
     /// Notice 703. Spec 30, 6.
     pub(crate) fn length_has_changed(&self, inode: Inode, length: u64) {
+        if let Some(unsynced) = self.files.unsynced(inode) {
+            unsynced.foreign_change(chunk_index(length), true);
+        }
         if let Some(file) = self.files.find(inode) {
             file.noticed();
             file.master_length.set(length);

@@ -43,6 +43,7 @@ mod session;
 mod settings;
 mod sync;
 mod types;
+mod unsynced;
 mod write;
 
 pub use client::Client;

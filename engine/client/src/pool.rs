@@ -18,6 +18,7 @@ use wire::{AntoanNop, Header, Packet};
 
 use crate::locations::Server;
 use crate::preference::Preference;
+use crate::unsynced::Syncing;
 
 /// Idle connections kept in all. Spec 20, 2.3.
 const IDLE_MAX: usize = 200;
@@ -53,8 +54,9 @@ struct State {
     /// Operations of this client under way per server.
     load: BTreeMap<SocketAddrV4, u32>,
     failed: BTreeMap<SocketAddrV4, Instant>,
-    /// Servers that were asked whether they put chunks on their device when told to.
-    can_sync: BTreeMap<SocketAddrV4, bool>,
+    /// What servers said about syncing. Forgotten with the first sign that one is not what it was: it is asked again
+    /// before it gets more data.
+    syncing: BTreeMap<SocketAddrV4, Syncing>,
 }
 
 struct Idle {
@@ -111,20 +113,25 @@ impl Pool {
         let mut state = self.state.borrow_mut();
         state.failed.retain(|_, at| now - *at < DISTRUST_SPAN);
         state.failed.insert(address, now);
-        state.can_sync.remove(&address); // another program may come up there
+        state.syncing.remove(&address); // another program may come up there
         // What is parked there is likely dead too.
         if let Some(idle) = state.idle.remove(&address) {
             state.idle_count -= idle.len();
         }
     }
 
-    /// Whether the server has the extension `sync`, if it was asked.
-    pub(crate) fn can_sync(&self, address: SocketAddrV4) -> Option<bool> {
-        self.state.borrow().can_sync.get(&address).copied()
+    /// What the server said about syncing, if it was asked.
+    pub(crate) fn syncing(&self, address: SocketAddrV4) -> Option<Syncing> {
+        self.state.borrow().syncing.get(&address).copied()
     }
 
-    pub(crate) fn note_can_sync(&self, address: SocketAddrV4, can_sync: bool) {
-        self.state.borrow_mut().can_sync.insert(address, can_sync);
+    pub(crate) fn note_syncing(&self, address: SocketAddrV4, syncing: Syncing) {
+        self.state.borrow_mut().syncing.insert(address, syncing);
+    }
+
+    /// The server may be another than the one that was asked.
+    pub(crate) fn forget_syncing(&self, address: SocketAddrV4) {
+        self.state.borrow_mut().syncing.remove(&address);
     }
 
     /// A parked connection, or a new one. Errors: nobody answers within `patience`.
@@ -172,6 +179,9 @@ impl Pool {
                         let mut state = self.state.borrow_mut();
                         state.idle_count += 1;
                         state.idle.entry(address).or_default().push(idle);
+                    } else {
+                        // From now on nobody would notice that it starts anew; or it did.
+                        self.forget_syncing(address);
                     }
                 }
             }

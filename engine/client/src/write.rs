@@ -34,6 +34,7 @@ use crate::pool::{Connection, Lost};
 use crate::read::{chunk_index, in_chunk};
 use crate::retry::{Direction, Failure, Tries};
 use crate::types::WriteData;
+use crate::unsynced::Syncing;
 
 /// Chunks of one file that are written at the same time. Spec 20, 4.6.
 const CHUNKS_AT_ONCE: u32 = 16;
@@ -103,7 +104,7 @@ struct Queue {
 }
 
 /// Bytes for one block or a part of it.
-struct Block {
+pub(crate) struct Block {
     number: u16,
     /// Inside the block.
     start: u32,
@@ -123,6 +124,40 @@ enum Bytes {
 impl Block {
     fn is_full(&self) -> bool {
         self.start == 0 && self.end == BLOCK_BYTES
+    }
+
+    pub(crate) fn number(&self) -> u16 {
+        self.number
+    }
+
+    /// Every byte of the other one, which is of the same block, is overwritten by these.
+    pub(crate) fn covers(&self, other: &Block) -> bool {
+        self.start <= other.start && other.end <= self.end
+    }
+
+    /// The same in no more memory than it takes, if nobody else has the bytes.
+    pub(crate) fn shrunk(mut self) -> Block {
+        if let Bytes::Given(buffer, range) = &mut self.bytes
+            && let Some(only) = Rc::get_mut(buffer)
+            && only.capacity() > 2 * range.len()
+        {
+            *buffer = Rc::new(only[range.clone()].to_vec());
+            *range = 0..buffer.len();
+        }
+        self
+    }
+
+    /// Forgets the bytes behind `length_bytes`, counted from the block's beginning. False if none is left.
+    pub(crate) fn cut(&mut self, length_bytes: u32) -> bool {
+        if length_bytes < self.end {
+            let size = length_bytes.saturating_sub(self.start);
+            match &mut self.bytes {
+                Bytes::Given(_, range) => range.end = range.start + size as usize,
+                Bytes::Joined(buffer) => buffer.truncate(size as usize),
+            }
+            self.end = self.start + size;
+        }
+        self.end > self.start
     }
 
     /// Position of the end inside the chunk.
@@ -365,6 +400,21 @@ impl Inner {
         file.error.get().map_or(Ok(()), Err)
     }
 
+    /// Writes bytes once more that were acknowledged and may be lost, before anything newer. Returns when they are
+    /// acknowledged again. Errors: as `flush_file`.
+    pub(crate) async fn write_again(self: &Rc<Self>, file: &Rc<File>, index: u32) -> Result<(), Errno> {
+        let _flushing = Flushing::new(file);
+        self.flush_file(file).await?;
+        let blocks = file.unsynced.take(index);
+        if blocks.is_empty() {
+            return Ok(());
+        }
+        let writer = file.dirty.chunks.borrow_mut().entry(index).or_insert_with(|| ChunkWriter::new(index)).clone();
+        writer.state.borrow_mut().waiting.extend(blocks);
+        self.start_writers(file);
+        self.flush_file(file).await
+    }
+
     /// The life of one chunk with unsent data.
     async fn write_chunk(self: &Rc<Self>, file: &Rc<File>, writer: &Rc<ChunkWriter>) {
         let mut tries = Tries::new(Direction::Write, &self.settings);
@@ -408,6 +458,15 @@ impl Inner {
         self.start_writers(file);
     }
 
+    /// Acknowledged bytes are lost: all who have the file open are told.
+    pub(crate) fn tell_lost(&self, file: &File, errno: Errno) {
+        if file.error.get().is_none() {
+            file.error.set(Some(errno));
+        }
+        file.bytes_changed(0, u64::MAX);
+        file.dirty.changed.notify_all();
+    }
+
     /// A write that cannot succeed: the error sticks, and all unsent data of the file is dropped. Spec 72, 5.3.
     fn fail_file(&self, file: &File, writer: &ChunkWriter, errno: Errno) {
         tracing::warn!("inode {} chunk {}: written data is lost: {errno}", file.inode, writer.index);
@@ -442,10 +501,11 @@ impl Inner {
         } else {
             self.remember_location(file.inode, writer.index, &location);
             writer.granted.replace(Some(location.clone()));
-            let session = Session::new(self, file, writer, &location);
+            let before = self.ask_before_data(&location).await;
+            let session = Session::new(self, file, writer, &location, before);
             let outcome = session.run().await;
-            if session.acknowledged_end.get() > 0 {
-                file.note_unsynced(writer.index, location.clone());
+            if outcome.is_err() {
+                location.servers.iter().for_each(|server| self.pool.forget_syncing(server.address()));
             }
             (outcome, session.acknowledged_end.get())
         };
@@ -468,7 +528,10 @@ impl Inner {
         writer.granted.replace(None);
         file.noticed();
         match ended {
-            Ok(()) => file.master_length.set(file.master_length.get().max(length)),
+            Ok(()) => {
+                file.unsynced.touched.set(self.master.clock(&self.ring));
+                file.master_length.set(file.master_length.get().max(length));
+            }
             // Spec 31, 31.11: the file is gone, the quota is full, or the master has lost the chunk.
             Err(Errno::ENOENT) => return Err(WriteFailure::Final(Errno::EBADF)),
             Err(errno @ (Errno::EDQUOT | Errno::EIO)) => return Err(WriteFailure::Final(errno)),
@@ -513,6 +576,8 @@ struct Session<'a> {
     file: &'a Rc<File>,
     writer: &'a Rc<ChunkWriter>,
     location: &'a ChunkLocation,
+    /// What each server said about syncing before it got data.
+    before: RefCell<Vec<Option<Syncing>>>,
     is_opened: Cell<bool>,
     /// Furthest position in the chunk that is on every copy.
     acknowledged_end: Cell<u32>,
@@ -542,12 +607,14 @@ impl<'a> Session<'a> {
         file: &'a Rc<File>,
         writer: &'a Rc<ChunkWriter>,
         location: &'a ChunkLocation,
+        before: Vec<Option<Syncing>>,
     ) -> Session<'a> {
         Session {
             inner,
             file,
             writer,
             location,
+            before: RefCell::new(before),
             is_opened: Cell::new(false),
             acknowledged_end: Cell::new(0),
             acknowledged_any: Cell::new(false),
@@ -586,6 +653,9 @@ impl<'a> Session<'a> {
                 Ok(()) => return Ok(()),
                 Err(SessionEnd::Failed(Failure::Broken)) if was_used && !self.is_opened.get() => {
                     self.writer.put_back();
+                    // It may have started anew.
+                    inner.pool.forget_syncing(head.address());
+                    self.before.replace(inner.ask_before_data(self.location).await);
                 }
                 Err(SessionEnd::Silent) if self.acknowledged_any.get() => return Ok(()),
                 Err(SessionEnd::Silent) => return Err(Failure::Broken),
@@ -768,7 +838,12 @@ impl<'a> Session<'a> {
         self.acknowledged_any.set(true);
         self.due_since.set(self.inner.ring.now());
         self.acknowledged_end.set(self.acknowledged_end.get().max(acknowledged.end_in_chunk()));
-        drop(acknowledged); // gives its memory back
+        if self.inner.settings.durable_fsync {
+            let unsynced = &self.file.unsynced;
+            unsynced.add(self.writer.index, self.location, &self.before.borrow(), acknowledged);
+            unsynced.touched.set(self.inner.master.clock(&self.inner.ring));
+            self.inner.sync_early();
+        } // else dropped, which gives its memory back
         self.writer.wake.notify_one();
         self.file.dirty.changed.notify_all();
         Ok(())

@@ -75,6 +75,11 @@ pub(crate) struct State {
     /// Answers that were recorded, by the request's type: whole packets, sent with the request's message id.
     pub(crate) recorded_answers: BTreeMap<u32, Vec<u8>>,
     pub(crate) password_md5: Option<[u8; 16]>,
+    /// Per chunk and server: what is on the device.
+    synced: BTreeMap<(u64, usize), Vec<u8>>,
+    /// Per server; none: a server of MooseFS.
+    pub(crate) epochs: BTreeMap<usize, Epoch>,
+    data_links: Vec<(usize, Stream)>,
     /// Chunkservers that the master no longer names.
     pub(crate) gone: Vec<usize>,
     pub(crate) forgets_sessions: bool,
@@ -174,6 +179,58 @@ impl Fake {
         for (link, _) in &self.state.borrow().links {
             let _ = link.try_send(packet.encode()); // it has gone
         }
+    }
+
+    /// From now on all servers have epochs and can sync.
+    pub(crate) fn with_epochs(&self) {
+        let mut state = self.state.borrow_mut();
+        state.epochs =
+            (0..state.servers.len()).map(|server| (server, Epoch::new(1000 + 4 * server as u64, false))).collect();
+    }
+
+    /// A server starts anew. `loses`: its power failed, so it has what was synced.
+    pub(crate) fn restart_server(&self, server: usize, loses: bool) {
+        self.cut_connections(server);
+        let mut state = self.state.borrow_mut();
+        if let Some(epoch) = state.epochs.get_mut(&server) {
+            *epoch = Epoch::new(epoch.0 + 400, epoch.is_durable());
+        }
+        let State { chunks, synced, .. } = &mut *state;
+        for (chunk, record) in chunks.iter_mut().filter(|_| loses) {
+            if let Some(copy) = record.copies.get_mut(&server) {
+                *copy = synced.get(&(*chunk, server)).cloned().unwrap_or_default();
+            }
+        }
+    }
+
+    /// The connections to a server break; it goes on.
+    pub(crate) fn cut_connections(&self, server: usize) {
+        let mut state = self.state.borrow_mut();
+        for (_, stream) in state.data_links.iter().filter(|(of, _)| *of == server) {
+            stream.shutdown();
+        }
+        state.data_links.retain(|(of, _)| *of != server);
+    }
+
+    /// The copy of a chunk moves from one server to another that did not have it.
+    pub(crate) fn move_copies(&self, from: usize, to: usize) {
+        let mut state = self.state.borrow_mut();
+        let State { chunks, synced, .. } = &mut *state;
+        for (chunk, record) in chunks {
+            if let Some(copy) = record.copies.remove(&from) {
+                synced.remove(&(*chunk, from));
+                synced.insert((*chunk, to), copy.clone());
+                record.copies.insert(to, copy);
+            }
+        }
+    }
+
+    /// Every copy as its device has it.
+    pub(crate) fn on_devices(&self, inode: u32) -> Vec<Vec<u8>> {
+        let state = self.state.borrow();
+        let chunk = state.files[&inode].chunks[&0];
+        let copies = state.chunks[&chunk].copies.keys().filter(|server| !state.gone.contains(server));
+        copies.map(|server| state.synced.get(&(chunk, *server)).cloned().unwrap_or_default()).collect()
     }
 
     pub(crate) fn disconnect_clients(&self) {
@@ -460,10 +517,28 @@ impl Fake {
 
     async fn serve_data(self, index: usize, stream: Stream) {
         let mut reader = BufferedReader::new(stream.clone(), 64 << 10);
+        self.state.borrow_mut().data_links.push((index, stream.clone()));
         while let Ok((kind, payload)) = next_packet(&mut reader).await {
             self.state.borrow_mut().packets.insert(kind, packet_of(kind, &payload));
             let goes_on = match kind {
                 0 => true,
+                AntoanGetConfig::TYPE => {
+                    let AntoanGetConfig { msgid, option } = AntoanGetConfig::decode(&payload).unwrap();
+                    self.note(format!("cs{index} CONFIG {}", String::from_utf8_lossy(option.as_bytes())));
+                    let epoch = self.state.borrow().epochs.get(&index).copied();
+                    let value =
+                        epoch.filter(|_| option.as_bytes() == EPOCH_OPTION).map_or_else(String::new, Epoch::to_value);
+                    let value = Name::new(value.as_bytes()).unwrap();
+                    stream.send_all(AntoanConfigValue { msgid, value }.encode()).await.0.is_ok()
+                }
+                CltocsSyncEpoch::TYPE => stream.send_all(self.sync(index, &payload)).await.0.is_ok(),
+                AntocsGetChunkChecksum::TYPE => {
+                    let AntocsGetChunkChecksum { chunkid, version } = AntocsGetChunkChecksum::decode(&payload).unwrap();
+                    self.note(format!("cs{index} CHECKSUM"));
+                    let copy = self.state.borrow().chunks[&chunkid.0].copies[&index].clone();
+                    let checksum = crc32fast::hash(&copy);
+                    stream.send_all(CstoanChunkChecksum { chunkid, version, checksum }.encode()).await.0.is_ok()
+                }
                 CltocsRead::TYPE => self.serve_read(index, &stream, &payload).await,
                 CltocsWrite::TYPE => self.serve_write(index, &stream, &mut reader, &payload).await,
                 _ => false,
@@ -473,6 +548,24 @@ impl Fake {
             }
         }
         stream.shutdown();
+    }
+
+    fn sync(&self, index: usize, payload: &[u8]) -> Vec<u8> {
+        let CltocsSyncEpoch { chunkid, version } = CltocsSyncEpoch::decode(payload).unwrap();
+        self.note(format!("cs{index} SYNC"));
+        let mut state = self.state.borrow_mut();
+        let epoch = state.epochs[&index].0;
+        let copy =
+            state.chunks.get(&chunkid.0).and_then(|chunk| Some((chunk.version, chunk.copies.get(&index)?.clone())));
+        let status = match copy {
+            None => Status::NOCHUNK,
+            Some((has, _)) if has != version.0 => Status::WRONGVERSION,
+            Some((_, copy)) => {
+                state.synced.insert((chunkid.0, index), copy);
+                Status::OK
+            }
+        };
+        CstoclSyncEpoch { chunkid, version, status, epoch }.encode()
     }
 
     fn next_fault(&self, index: usize) -> Option<ServerFault> {

@@ -9,6 +9,7 @@ mod fake;
 mod golden;
 mod reading;
 mod session;
+mod syncing;
 mod writing;
 
 use std::rc::Rc;
