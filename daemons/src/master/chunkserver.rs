@@ -328,7 +328,7 @@ fn begin_registration(core: &mut Core, peer: &mut Peer, begin: &RegisterBegin, n
     Ok(())
 }
 
-/// A server that announces its restart: while it is away nothing is copied because of it. Spec 40, 11.3.
+/// A server that announces its restart: while it is away, chunks that it has are not copied because of it. Spec 40, 11.3.
 fn temporary_maintenance(core: &mut Core, server: ServerId, now: u32) {
     let Some(server) = core.chunks.servers().get(server) else { return };
     let (ip, port, csid) = (server.ip, server.port, server.csid);
@@ -342,6 +342,7 @@ fn temporary_maintenance(core: &mut Core, server: ServerId, now: u32) {
     if let Err(status) = core.namespace.server_op(core.time, database::MAINTENANCE_TEMPORARY, ip, port, until) {
         warn!(%status, "cannot note that a chunkserver restarts");
     }
+    core.count_absent_servers();
 }
 
 fn disconnect(core: &mut Core, server: ServerId, now: u32) {

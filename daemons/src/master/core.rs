@@ -32,6 +32,8 @@ use crate::connection::{KeepAlive, Outbox};
 const ROUNDS_MAX: usize = 1000;
 /// A noisy kind of notice is logged this often in a minute.
 const NOTICES_PER_MINUTE: u32 = 10;
+/// The maintenance of a server that announced its restart, in the list of chunkservers. Spec 40, 4.
+const MAINTENANCE_TEMPORARY: u8 = 2;
 
 pub(super) struct Core {
     pub(super) namespace: Namespace,
@@ -321,14 +323,18 @@ impl Core {
     /// How many known chunkservers are away decides what may be called lost. Spec 41, 2.
     pub(super) fn count_absent_servers(&mut self) {
         let connected: BTreeSet<u16> = self.chunks.servers().iter().map(|(_, server)| server.csid).collect();
-        let (mut absent, mut in_maintenance) = (0, 0);
+        let (mut absent, mut in_maintenance, mut expected) = (0, 0, BTreeSet::new());
         for (_, entry) in self.namespace.servers() {
+            if entry.maintenance == MAINTENANCE_TEMPORARY {
+                expected.insert(entry.csid);
+            }
             if !connected.contains(&entry.csid) {
                 absent += 1;
                 in_maintenance += usize::from(entry.maintenance != 0);
             }
         }
         self.chunks.set_absent_servers(absent, in_maintenance);
+        self.chunks.set_expected_servers(expected);
     }
 
     /// Bytes in all, free, and free for clients. Spec 31, 31.3.

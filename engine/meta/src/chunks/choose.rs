@@ -23,7 +23,7 @@ impl Chunks {
     ) -> Result<Vec<ServerId>, Status> {
         let (candidates, overloaded) = self.candidates();
         if candidates.is_empty() {
-            return Err(if overloaded > 0 || !self.all_data_known(now) {
+            return Err(if !overloaded.is_empty() || !self.all_data_known(now) {
                 Status::EAGAIN
             } else if !self.servers.is_empty() {
                 Status::NOSPACE
@@ -31,7 +31,9 @@ impl Chunks {
                 Status::NOCHUNKSERVERS
             });
         }
-        if candidates.len() < copies && candidates.len() + overloaded >= copies {
+        // Where only some servers are allowed, it matters which ones are overloaded: see `matching`.
+        let any_will_do = labels.is_none_or(|labels| labels.mode != Mode::Strict);
+        if any_will_do && candidates.len() < copies && candidates.len() + overloaded.len() >= copies {
             return Err(Status::EAGAIN);
         }
         let mut ordered = self.in_order_of_use(candidates);
@@ -43,23 +45,23 @@ impl Chunks {
             });
         }
         if let Some(labels) = labels {
-            ordered = self.matching(labels, ordered, overloaded, copies)?;
+            ordered = self.matching(labels, ordered, &overloaded, copies, now)?;
         }
         ordered.truncate(copies);
         self.note_use(&ordered);
         Ok(ordered)
     }
 
-    /// Steps 1 to 3: who may take a chunk, and how many only could if they were less busy.
-    fn candidates(&self) -> (Vec<ServerId>, usize) {
-        let (mut normal, mut grace, mut overloaded) = (Vec::new(), Vec::new(), 0);
+    /// Steps 1 to 3: who may take a chunk, and who only could if it were less busy.
+    fn candidates(&self) -> (Vec<ServerId>, Vec<ServerId>) {
+        let (mut normal, mut grace, mut overloaded) = (Vec::new(), Vec::new(), Vec::new());
         for (id, server) in self.servers.iter() {
             let keep = u64::from(CHUNK_BYTES) * (1 + CHUNKS_KEPT_PER_WRITE * u64::from(server.writes));
             if server.space.total == 0 || server.free_bytes() <= keep {
                 continue;
             }
             match server.heavy_load {
-                HeavyLoad::Overloaded => overloaded += 1,
+                HeavyLoad::Overloaded => overloaded.push(id),
                 HeavyLoad::Default | HeavyLoad::Ok if !server.maintenance => normal.push(id),
                 _ => grace.push(id),
             }
@@ -112,14 +114,21 @@ impl Chunks {
         &self,
         labels: &Labels,
         ordered: Vec<ServerId>,
-        overloaded: usize,
+        overloaded: &[ServerId],
         copies: usize,
+        now: u32,
     ) -> Result<Vec<ServerId>, Status> {
         let mut chosen: Vec<ServerId> =
             self.assign(labels, &ordered).into_iter().flatten().map(|index| ordered[index]).collect();
-        let could_wait = chosen.len() < copies && chosen.len() + overloaded >= copies;
+        let with_overloaded: Vec<ServerId> = ordered.iter().chain(overloaded).copied().collect();
+        let matched_later = labels.copies.len() - self.unmatched(labels, &with_overloaded);
+        let could_wait = chosen.len() < copies && matched_later >= copies;
         match labels.mode {
             Mode::Strict | Mode::Standard if could_wait => return Err(Status::EAGAIN),
+            // One that is overloaded, or away, may take it later.
+            Mode::Strict if chosen.is_empty() && (matched_later > 0 || !self.all_data_known(now)) => {
+                return Err(Status::EAGAIN);
+            }
             Mode::Strict if chosen.is_empty() => return Err(Status::NOSPACE),
             Mode::Strict => {}
             Mode::Standard | Mode::Loose => {

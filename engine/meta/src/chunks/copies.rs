@@ -80,6 +80,8 @@ pub(super) struct Record {
     pub(super) only_no_space: bool,
     /// The write counters of the servers are raised.
     pub(super) write_in_progress: bool,
+    /// The last departure of a server that announced its restart and had a copy. 0: none.
+    pub(super) awaited: u16,
     pub(super) queued: Option<Queue>,
 }
 
@@ -93,6 +95,7 @@ impl Default for Record {
             client_waits: false,
             only_no_space: true,
             write_in_progress: false,
+            awaited: 0,
             queued: None,
         }
     }
@@ -163,6 +166,13 @@ impl Record {
     pub(super) fn remove(&mut self, server: ServerId) -> Option<CopyState> {
         let at = self.copies.iter().position(|copy| copy.server == server)?;
         Some(self.copies.remove(at).state)
+    }
+
+    /// A server with a copy in this state left; it announced its restart if `departure` is not 0.
+    pub(super) fn note_departure(&mut self, state: CopyState, departure: u16) {
+        if state.is_usable() && departure != 0 {
+            self.awaited = departure;
+        }
     }
 
     pub(super) fn usable_servers(&self) -> Vec<ServerId> {

@@ -8,7 +8,7 @@ use wire::{Ip4, Version};
 use super::copies::{Census, CopyKind, CopyState, Operation, Record};
 use super::labels::Candidate;
 use super::pace::Pace;
-use super::{ChunkId, Chunks, Facts, LOCK_SECONDS, LabelMask, Labels, Mode, Random, ServerId, Table, Unique};
+use super::{ChunkId, Chunks, Facts, LOCK_SECONDS, LabelMask, Labels, Mode, Random, Server, ServerId, Table, Unique};
 
 /// Why the planner rests altogether. Spec 41, 8.1. Times are Unix seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -206,7 +206,7 @@ impl Chunks {
             return match self.copying(record, census, labels.as_ref(), now, random) {
                 Ok(copying) => Decision::Replicate(copying),
                 Err(obstacle) => {
-                    let full = !elsewhere && self.no_server_left(record);
+                    let full = !elsewhere && self.no_server_left(record, labels.as_ref());
                     let instead = match (full, bad) {
                         (false, _) => None,
                         (true, 1..) => Some(Instead::DeleteBad),
@@ -289,7 +289,7 @@ impl Chunks {
         now: u32,
         random: &mut Random,
     ) -> Result<Copying, Obstacle> {
-        if self.absent_servers > 0 && self.absent_servers == self.absent_in_maintenance {
+        if self.waits_for_maintenance() || self.is_awaited(record) {
             return Err(Obstacle::Maintenance);
         }
         let endangered = census.valid + census.valid_marked == 1;
@@ -394,10 +394,40 @@ impl Chunks {
         too_busy(server.replications_out, limit, (&server.pace_out, class), id, now)
     }
 
-    /// Every server with space has an entry of this chunk, good or bad.
-    fn no_server_left(&self, record: &Record) -> bool {
+    /// There is a good copy, and every server with space that could take one more has an entry of this chunk, good or
+    /// bad. If only some servers are allowed, no other one counts.
+    fn no_server_left(&self, record: &Record, labels: Option<&Labels>) -> bool {
         let valid = record.copies.iter().any(|copy| copy.state.kind == CopyKind::Valid);
-        valid && self.servers.iter().all(|(id, server)| server.almost_full() || record.copy(id).is_some())
+        valid && {
+            let free = self.servers_without(record);
+            match labels.filter(|labels| labels.mode == Mode::Strict) {
+                None => free.is_empty(),
+                Some(labels) => {
+                    let held = record.valid_servers();
+                    let all: Vec<ServerId> = held.iter().copied().chain(free).collect();
+                    self.unmatched(labels, &all) == self.unmatched(labels, &held)
+                }
+            }
+        }
+    }
+
+    /// Servers with space and without an entry of the chunk.
+    fn servers_without(&self, record: &Record) -> Vec<ServerId> {
+        let without = |(id, server): &(ServerId, &Server)| record.copy(*id).is_none() && !server.almost_full();
+        self.servers.iter().filter(without).map(|(id, _)| id).collect()
+    }
+
+    /// All servers that are away are in maintenance, and an operator said so of one of them: nothing is copied because
+    /// of them.
+    fn waits_for_maintenance(&self) -> bool {
+        let is_away = |csid: &&u16| self.servers.by_csid(**csid).is_none();
+        let by_operator = self.absent_in_maintenance.saturating_sub(self.expected.iter().filter(is_away).count());
+        by_operator > 0 && self.absent_servers == self.absent_in_maintenance
+    }
+
+    /// A server that announced its restart took a copy of this chunk with it, and is not back.
+    fn is_awaited(&self, record: &Record) -> bool {
+        self.departures.get(&record.awaited).is_some_and(|csid| self.expected.contains(csid))
     }
 
     /// Every server has the chunk already, some on a disk marked for removal: one such copy makes room for a regular
@@ -418,8 +448,7 @@ impl Chunks {
     pub(super) fn misplaced(&self, labels: Option<&Labels>, record: &Record) -> bool {
         let Some(labels) = labels else { return false };
         let held = record.valid_servers();
-        let others = self.servers.iter().filter(|(id, server)| record.copy(*id).is_none() && !server.almost_full());
-        let all: Vec<ServerId> = held.iter().copied().chain(others.map(|(id, _)| id)).collect();
+        let all: Vec<ServerId> = held.iter().copied().chain(self.servers_without(record)).collect();
         self.unmatched(labels, &held) > self.unmatched(labels, &all)
     }
 

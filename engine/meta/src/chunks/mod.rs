@@ -265,6 +265,16 @@ struct Replication {
     started: u32,
 }
 
+/// A lost server whose copies are being removed.
+#[derive(Clone, Copy, Debug)]
+struct Departing {
+    server: ServerId,
+    /// The next chunk to look at.
+    from: ChunkId,
+    /// The number of its departure if it announced its restart, else 0.
+    departure: u16,
+}
+
 /// The volatile half of chunk management. See the module's header.
 #[derive(Debug)]
 pub struct Chunks {
@@ -289,7 +299,10 @@ pub struct Chunks {
     /// Copies of deleted chunks that servers still reported.
     doomed: VecDeque<(ServerId, ChunkId)>,
     /// Lost servers whose copies are being removed, with the position of the walk.
-    departing: Vec<(ServerId, ChunkId)>,
+    departing: Vec<Departing>,
+    /// Departures of servers that announced their restart and are not back: number -> their csid.
+    departures: BTreeMap<u16, u16>,
+    last_departure: u16,
     /// Chunk reports came until then (Unix seconds). Spec 41, 2.
     receiving_new_until: u32,
     receiving_lost_until: u32,
@@ -300,6 +313,8 @@ pub struct Chunks {
     /// Known servers that are not connected, and how many of these are in maintenance.
     absent_servers: usize,
     absent_in_maintenance: usize,
+    /// Servers that announced their restart, by csid.
+    expected: BTreeSet<u16>,
     sweep_at: u32,
     sweep_credit: f64,
     /// Chunks whose durable facts this tick's effects change: not looked at again before the next tick.
@@ -326,6 +341,8 @@ impl Chunks {
             rescues: rescue::Rescues::new(),
             doomed: VecDeque::new(),
             departing: Vec::new(),
+            departures: BTreeMap::new(),
+            last_departure: 0,
             receiving_new_until: 0,
             receiving_lost_until: 0,
             started: now,
@@ -333,6 +350,7 @@ impl Chunks {
             last_disconnect: 0,
             absent_servers: 0,
             absent_in_maintenance: 0,
+            expected: BTreeSet::new(),
             sweep_at: 0,
             sweep_credit: 0.0,
             stale: BTreeSet::new(),
@@ -381,6 +399,12 @@ impl Chunks {
     pub fn set_absent_servers(&mut self, absent: usize, in_maintenance: usize) {
         self.absent_servers = absent;
         self.absent_in_maintenance = in_maintenance;
+    }
+
+    /// The servers (csid) that announced their restart: until they are back, or this is taken from them, chunks of which
+    /// they had a copy are not copied. Those of them that are away are in the numbers of `set_absent_servers` too.
+    pub fn set_expected_servers(&mut self, expected: BTreeSet<u16>) {
+        self.expected = expected;
     }
 
     /// The journal showed that this chunk was deleted: copies that turn up later may go. Spec 41, 13.

@@ -4,7 +4,7 @@ use wire::{ChunkId, ChunkReport, Version};
 
 use super::copies::{CopyKind, CopyState, Operation};
 use super::pace::End;
-use super::{CHUNK_ID_JUMP_MAX, Chunks, Effect, Effects, Notice, Server, ServerId, Table};
+use super::{CHUNK_ID_JUMP_MAX, Chunks, Departing, Effect, Effects, Notice, Server, ServerId, Table};
 
 /// Records of lost servers removed in one tick.
 const DEPARTING_STEP: usize = 20_000;
@@ -25,8 +25,9 @@ pub struct ReportOutcome {
 impl Chunks {
     /// BEGIN was accepted. The slot is free of earlier holders' copies.
     pub fn connect(&mut self, server: Server) -> Option<ServerId> {
-        let departing = |id: ServerId| self.departing.iter().any(|&(other, _)| other == id);
+        let departing = |id: ServerId| self.departing.iter().any(|departing| departing.server == id);
         let id = (0..=u16::MAX).map(ServerId).find(|&id| !self.servers.contains(id) && !departing(id))?;
+        self.departures.retain(|_, csid| *csid != server.csid);
         self.servers.insert(id, server);
         Some(id)
     }
@@ -41,9 +42,8 @@ impl Chunks {
 
     /// The connection is gone, and with it all copies of this server; chunks under operation first. Spec 41, 9.
     pub fn disconnect(&mut self, server: ServerId, table: &impl Table, now: u32, effects: &mut Effects) {
-        if self.servers.remove(server).is_none() {
-            return;
-        }
+        let Some(csid) = self.servers.remove(server).map(|server| server.csid) else { return };
+        let departure = if self.expected.contains(&csid) { self.note_departure(csid) } else { 0 };
         self.last_disconnect = now;
         let concerned: Vec<(ChunkId, ServerId)> = self
             .replications
@@ -71,17 +71,26 @@ impl Chunks {
         for chunk in self.operating.clone() {
             self.remove_copy(chunk, server, table, now, effects);
         }
-        self.departing.push((server, ChunkId(0)));
+        self.departing.push(Departing { server, from: ChunkId(0), departure });
+    }
+
+    /// A number for the departure of this server.
+    fn note_departure(&mut self, csid: u16) -> u16 {
+        self.last_departure = self.last_departure.checked_add(1).unwrap_or(1);
+        self.departures.insert(self.last_departure, csid);
+        self.last_departure
     }
 
     /// Removes copies of lost servers, some records at a time. Returns whether more is left.
     pub(super) fn walk_departing(&mut self, table: &impl Table, now: u32, effects: &mut Effects) -> bool {
-        let Some((server, from)) = self.departing.pop() else { return false };
+        let Some(departing) = self.departing.pop() else { return false };
+        let Departing { server, from, departure } = departing;
         let mut last = None;
         let mut held: Vec<ChunkId> = Vec::new();
-        for (&chunk, record) in self.records.range(from..).take(DEPARTING_STEP) {
+        for (&chunk, record) in self.records.range_mut(from..).take(DEPARTING_STEP) {
             last = Some(chunk);
-            if record.copy(server).is_some() {
+            if let Some(state) = record.copy(server) {
+                record.note_departure(state, departure);
                 held.push(chunk);
             }
         }
@@ -89,7 +98,7 @@ impl Chunks {
             self.remove_copy(chunk, server, table, now, effects);
         }
         if let Some(last) = last {
-            self.departing.push((server, ChunkId(last.0.saturating_add(1))));
+            self.departing.push(Departing { from: ChunkId(last.0.saturating_add(1)), ..departing });
         }
         !self.departing.is_empty()
     }
@@ -253,6 +262,11 @@ impl Chunks {
     pub(super) fn forget_departed(&mut self, chunk: ChunkId) {
         let Some(record) = self.records.get_mut(&chunk) else { return };
         let before = record.copies.len();
+        for departing in &self.departing {
+            if let Some(state) = record.copy(departing.server) {
+                record.note_departure(state, departing.departure);
+            }
+        }
         record.copies.retain(|copy| self.servers.contains(copy.server));
         if record.copies.len() != before {
             record.needs_version_increase = true;

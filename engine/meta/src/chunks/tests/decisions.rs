@@ -93,7 +93,10 @@ fn a_planner_that_rests_says_until_when() {
     check(|scene| scene.chunks.last_disconnect = NOW - 1, Some(Rest::Disconnected { until: NOW + 9 }));
     let young: fn(&mut Scene) = |scene| scene.chunks.settings_mut().delay_init_seconds = NOW + 240;
     check(young, Some(Rest::Started { until: NOW + 240 }));
-    check(|scene| scene.chunks.departing.push((ServerId(9), ChunkId(0))), Some(Rest::Departing));
+    check(
+        |scene| scene.chunks.departing.push(Departing { server: ServerId(9), from: ChunkId(0), departure: 0 }),
+        Some(Rest::Departing),
+    );
 }
 
 #[test]
@@ -248,4 +251,99 @@ fn a_server_that_completes_nothing_is_known_to_be_slow() {
     let (from, to) = (scene.chunks.servers().get(ServerId(0)), scene.chunks.servers().get(ServerId(1)));
     let known = [from.unwrap().pace_out.seconds_per_copy(), to.unwrap().pace_in.seconds_per_copy()];
     assert_eq!(known, [Some(121.0), Some(121.0)]);
+}
+
+#[test]
+fn a_server_that_announced_its_restart_is_waited_for_only_where_it_had_a_copy() {
+    let mut scene = Scene::new(3, 5, 2);
+    let other = ChunkId(8);
+    scene.table.all.insert(other, scene.table.all[&CHUNK]);
+    scene.report(0, 5);
+    scene.report(1, 5);
+    let report = ChunkReport { chunkid: other, version: 5 };
+    scene.chunks.report_chunks(ServerId(2), &[report], &scene.table, NOW - 100, &mut scene.effects);
+    // Server 1, csid 2, says good-bye and leaves.
+    scene.chunks.set_expected_servers(BTreeSet::from([2]));
+    scene.chunks.disconnect(ServerId(1), &scene.table, NOW - 100, &mut scene.effects);
+    scene.chunks.set_absent_servers(1, 1);
+    scene.tick();
+    let copied = |scene: &mut Scene| -> Vec<ChunkId> {
+        let copied = |command: (u16, Command)| match command.1 {
+            Command::Replicate { chunk, .. } => Some(chunk),
+            _ => None,
+        };
+        scene.tick().into_iter().filter_map(copied).collect()
+    };
+    assert_eq!(copied(&mut scene), [other], "it has nothing to do with that server");
+    let why = scene.chunks.explain(CHUNK, &scene.table, NOW).decision;
+    assert_eq!(why, Decision::Stuck { elsewhere: false, obstacle: Obstacle::Maintenance, instead: None });
+    // Its time is over.
+    scene.chunks.set_expected_servers(BTreeSet::new());
+    scene.chunks.set_absent_servers(1, 0);
+    assert_eq!(copied(&mut scene), [CHUNK]);
+
+    // It came back without the chunk: what it was waited for is over, also when it goes again.
+    let mut scene = Scene::new(3, 5, 2);
+    (0..2).for_each(|number| scene.report(number, 5));
+    scene.chunks.set_expected_servers(BTreeSet::from([2]));
+    scene.chunks.disconnect(ServerId(1), &scene.table, NOW - 100, &mut scene.effects);
+    scene.tick();
+    let back = scene.chunks.connect(server(1)).expect("a place");
+    scene.chunks.disconnect(back, &scene.table, NOW - 100, &mut scene.effects);
+    scene.chunks.set_absent_servers(1, 1);
+    scene.tick();
+    scene.tick();
+    assert_eq!(copied(&mut scene), [CHUNK]);
+}
+
+#[test]
+fn a_bad_copy_on_the_only_server_that_a_class_allows_goes() {
+    let labels =
+        |mode, copies: &[u32]| Labels { mode, copies: copies.iter().map(|set| LabelMask(vec![*set])).collect() };
+    // mode, wanted labels, labels of servers, reports by server -> what is sent
+    let check = |mode, wanted: &[u32], servers: &[u32], reports: &[u32], expected: &[(u16, bool)]| {
+        let count = u16::try_from(servers.len()).unwrap();
+        let mut scene = Scene::new(count, 5, u8::try_from(wanted.len()).unwrap());
+        scene.table.labels = Some(labels(mode, wanted));
+        for (number, labels) in (0..).zip(servers) {
+            scene.chunks.servers_mut().get_mut(ServerId(number)).unwrap().labels = *labels;
+        }
+        for (number, version) in (0..).zip(reports).filter(|(_, version)| **version != 0) {
+            scene.report(number, *version);
+        }
+        let sent =
+            scene.tick().into_iter().map(|(server, command)| (server, matches!(command, Command::Delete { .. })));
+        assert_eq!(sent.collect::<Vec<_>>(), expected, "{mode:?} {wanted:?} {servers:?} {reports:?}");
+    };
+    let (a, b, c) = (0b001, 0b010, 0b100);
+    let (delete, copy) = (true, false);
+    check(Mode::Strict, &[a, c], &[a, c, b], &[5, 4, 0], &[(1, delete)]);
+    check(Mode::Standard, &[a, c], &[a, c, b], &[5, 4, 0], &[(2, copy)]);
+    check(Mode::Strict, &[a, c], &[a, c, c], &[5, 4, 0], &[(2, copy)]);
+    // Another server of the label that is served already does not help.
+    check(Mode::Strict, &[a, c], &[a, c, a], &[5, 4, 0], &[(1, delete)]);
+    check(Mode::Strict, &[a, c], &[a, b, b], &[5, 0, 0], &[]);
+}
+
+#[test]
+fn a_new_chunk_waits_only_for_servers_that_its_class_allows() {
+    let (a, b) = (0b001, 0b010);
+    let check = |wanted: &[u32], servers: &[(u32, bool)], absent: usize, expected: Result<usize, Status>| {
+        let mut scene = Scene::new(u16::try_from(servers.len()).unwrap(), 5, 1);
+        for (number, (labels, is_overloaded)) in (0..).zip(servers) {
+            let server = scene.chunks.servers_mut().get_mut(ServerId(number)).unwrap();
+            server.labels = *labels;
+            server.heavy_load = if *is_overloaded { HeavyLoad::Overloaded } else { HeavyLoad::Ok };
+        }
+        scene.chunks.set_absent_servers(absent, 0);
+        let copies = wanted.iter().map(|set| LabelMask(vec![*set])).collect();
+        let labels = Labels { mode: Mode::Strict, copies };
+        let chosen = scene.chunks.choose(wanted.len(), Some(&labels), Ip4(9), NOW).map(|servers| servers.len());
+        assert_eq!(chosen, expected, "{wanted:?} {servers:?}");
+    };
+    check(&[a, a, a], &[(a, false), (a, false), (b, true)], 0, Ok(2));
+    check(&[a, a, a], &[(a, false), (a, false), (a, true)], 0, Err(Status::EAGAIN));
+    check(&[a], &[(b, false), (a, true)], 0, Err(Status::EAGAIN));
+    check(&[a], &[(b, false)], 0, Err(Status::NOSPACE));
+    check(&[a], &[(b, false)], 1, Err(Status::EAGAIN));
 }
