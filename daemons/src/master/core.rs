@@ -6,7 +6,7 @@ use std::rc::Rc;
 use ::charts::Charts;
 use meta::Namespace;
 use meta::chunks::{Chunks, Command, Effect, Effects, Notice, ServerId};
-use ring::local::OneshotSender;
+use ring::local::{OneshotReceiver, OneshotSender, oneshot};
 use tracing::{debug, error, info, warn};
 use wire::{
     ChunkId, Ip4, MatocsCreate, MatocsDelete, MatocsDuplicate, MatocsDuptrunc, MatocsReplicate, MatocsSetVersion,
@@ -293,6 +293,21 @@ impl Core {
         } else {
             self.journal.send_when_durable(self.namespace.version(), outbox, packet, Some(keep_alive));
         }
+    }
+
+    /// A request waits until this chunk is free. Returns its ticket, for `unpark`, and what wakes it.
+    pub(super) fn park(&mut self, chunk: ChunkId, connection: u64) -> (u64, OneshotReceiver<()>) {
+        let ticket = self.number();
+        let (sender, woken) = oneshot();
+        self.parked.entry(chunk).or_default().insert(ticket, Parked { connection, woken: sender });
+        (ticket, woken)
+    }
+
+    /// Wakes the requests whose chunk is free because its lock ran out: no event tells of that.
+    pub(super) fn wake_unlocked(&mut self, now: u32) {
+        let is_free = |chunk: &ChunkId| self.chunks.before_read(*chunk, &self.namespace, now).is_ok();
+        let free: Vec<ChunkId> = self.parked.keys().copied().filter(is_free).collect();
+        self.effects.extend(free.into_iter().map(|chunk| Effect::Wake { chunk }));
     }
 
     /// The request gave up waiting.

@@ -526,6 +526,49 @@ fn a_second_writer_waits_for_the_first() {
     });
 }
 
+/// A mount sends what its threads ask for in one piece: a read that finds the chunk locked, and behind it what unlocks it.
+#[test]
+fn a_read_that_waits_is_woken_by_what_was_sent_right_behind_it() {
+    for seed in 1..=30 {
+        let scene = Scene::new(seed);
+        scene.chunkserver(2);
+        let read = scene.play(9, |ring| async move {
+            let mut mount = Peer::mount(&ring).await;
+            let inode = mount.create("both").await.unwrap();
+            let chunkid = mount.write_chunk(inode).await.unwrap().chunkid;
+            let mut both = CltomaFuseReadChunk { msgid: 9, inode, index: 0, chunkopflags: Some(0) }.encode();
+            let (msgid, index, length, chunkopflags, region) = (8, 0, 100, 0, None);
+            let end = CltomaFuseWriteChunkEnd { msgid, chunkid, inode, index, length, chunkopflags, region };
+            both.extend(end.encode());
+            mount.send(both).await;
+            loop {
+                let (kind, payload) = mount.next().await.expect("an answer");
+                if kind == MatoclFuseReadChunk::TYPE {
+                    return decode_answer::<MatoclFuseReadChunk>(&payload)
+                        .expect("well-formed")
+                        .map(|read| read.length);
+                }
+            }
+        });
+        assert_eq!(read, Ok(100), "seed {seed}");
+    }
+}
+
+/// No event tells that a lock ran out.
+#[test]
+fn a_read_that_waits_is_woken_when_the_lock_runs_out() {
+    let scene = Scene::new(6);
+    scene.chunkserver(2);
+    let read = scene.play(9, |ring| async move {
+        let mut mount = Peer::mount(&ring).await;
+        let inode = mount.create("left").await.unwrap();
+        mount.write_chunk(inode).await.unwrap();
+        ring.sleep(Duration::from_secs(100)).await;
+        mount.read_chunk(inode).await.map(|read| read.length)
+    });
+    assert_eq!(read, Ok(0));
+}
+
 #[test]
 fn a_writer_that_goes_before_its_grant_leaves_nothing_behind() {
     let scene = Scene::new(4);

@@ -75,6 +75,7 @@ fn second(core: &mut Core, now: u32) {
     if now.is_multiple_of(WRITERS_EVERY_SECONDS) {
         core.forget_writers(now);
     }
+    core.wake_unlocked(now);
     end_maintenance(core, now);
     core.spare_loaded(now);
     chunk_loop::second(core, now);

@@ -24,7 +24,7 @@ use wire::{
 
 use super::{Link, Request, answer_number, packet};
 use crate::master::Shared;
-use crate::master::core::{Core, Parked, Waiting};
+use crate::master::core::{Core, Waiting};
 
 /// How long a request waits for a locked or busy chunk. Spec 41, 5.2.
 const PARKED_MAX: Duration = Duration::from_secs(30);
@@ -37,6 +37,14 @@ pub(super) struct Who {
     pub(super) session: SessionId,
     /// The client asked for long times.
     pub(super) long_times: bool,
+}
+
+/// What a request waits for.
+enum Wait {
+    /// For its chunk to be free.
+    Parked { chunk: ChunkId, status: Status, ticket: u64, woken: OneshotReceiver<()> },
+    /// For chunkservers.
+    Begun { grant: Grant, ended: OneshotReceiver<Status> },
 }
 
 /// What came of one attempt.
@@ -81,14 +89,17 @@ pub(super) fn truncate(master: &Shared, who: Who, request: CltomaFuseTruncate) {
 
 /// Answers at once if that is possible, else leaves the request to a task.
 fn serve<P: Patient>(master: &Shared, who: Who, request: P) {
-    let first = try_once(master, &who, &request);
-    if let Some(attempt) = first {
-        drop(master.ring.spawn(wait(master.clone(), who, request, attempt)));
+    if let Some(first) = try_once(master, &who, &request) {
+        let deadline = master.ring.now() + PARKED_MAX;
+        drop(master.ring.spawn(wait(master.clone(), who, request, first, deadline)));
     }
 }
 
 /// One attempt; its answer is sent. What is left to wait for is returned.
-fn try_once<P: Patient>(master: &Shared, who: &Who, request: &P) -> Option<Attempt> {
+///
+/// A request is parked within the attempt that found its chunk taken. If it were parked later, the chunk could be freed
+/// in between, and nobody would wake the request.
+fn try_once<P: Patient>(master: &Shared, who: &Who, request: &P) -> Option<Wait> {
     master.with(|core, now| match request.attempt(core, who, now) {
         Attempt::Answer(packet) => {
             core.reply(&who.link.outbox, packet);
@@ -98,7 +109,11 @@ fn try_once<P: Patient>(master: &Shared, who: &Who, request: &P) -> Option<Attem
             refuse::<P>(core, who, request, status);
             None
         }
-        waiting => Some(waiting),
+        Attempt::Park { chunk, status } => {
+            let (ticket, woken) = core.park(chunk, who.id);
+            Some(Wait::Parked { chunk, status, ticket, woken })
+        }
+        Attempt::Begun { grant, ended } => Some(Wait::Begun { grant, ended }),
     })
 }
 
@@ -110,40 +125,27 @@ fn refuse<P: Patient>(core: &mut Core, who: &Who, request: &P, status: Status) {
 }
 
 /// Waits as often as it takes.
-async fn wait<P: Patient>(master: Shared, who: Who, request: P, mut attempt: Attempt) {
-    let deadline = master.ring.now() + PARKED_MAX;
-    let ticket = master.with(|core, _| core.number());
-    loop {
-        match attempt {
-            Attempt::Park { chunk, status } => {
-                let (sender, woken) = oneshot();
-                master.with(|core, _| {
-                    let parked = Parked { connection: who.id, woken: sender };
-                    core.parked.entry(chunk).or_default().insert(ticket, parked);
-                });
+async fn wait<P: Patient>(master: Shared, who: Who, request: P, first: Wait, deadline: ring::Instant) {
+    let mut next = Some(first);
+    while let Some(waiting) = next {
+        match waiting {
+            Wait::Parked { chunk, status, ticket, woken } => {
                 let left = deadline - master.ring.now();
                 match master.ring.timeout(left, woken.recv()).await {
-                    Ok(Some(())) => {}
+                    Ok(Some(())) => next = try_once(&master, &who, &request),
                     Ok(None) => return, // the connection is gone
                     Err(_) => {
-                        master.with(|core, _| {
+                        return master.with(|core, _| {
                             core.unpark(chunk, ticket);
                             refuse(core, &who, &request, status);
                         });
-                        return;
                     }
                 }
             }
-            Attempt::Begun { grant, ended } => {
+            Wait::Begun { grant, ended } => {
                 let status = ended.recv().await;
-                master.with(|core, now| end_operation(core, &who, &request, &grant, status, now));
-                return;
+                return master.with(|core, now| end_operation(core, &who, &request, &grant, status, now));
             }
-            Attempt::Answer(_) | Attempt::Refuse(_) => return,
-        }
-        match try_once(&master, &who, &request) {
-            Some(next) => attempt = next,
-            None => return,
         }
     }
 }
