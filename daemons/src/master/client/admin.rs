@@ -9,20 +9,35 @@ use wire::{
     session_flags,
 };
 
+use super::requests::Entry;
+use crate::master::Shared;
 use crate::master::core::Core;
 
-const CSERV_LIST: u32 = 500;
-const SESSION_LIST: u32 = 508;
-const INFO: u32 = 510;
-const MLOG_LIST: u32 = 522;
-const CSSERV_COMMAND: u32 = 524;
-const SESSION_COMMAND: u32 = 526;
+pub(super) const CSERV_LIST: u32 = 500;
+pub(super) const SESSION_LIST: u32 = 508;
+pub(super) const INFO: u32 = 510;
+pub(super) const MLOG_LIST: u32 = 522;
+pub(super) const CSSERV_COMMAND: u32 = 524;
+pub(super) const SESSION_COMMAND: u32 = 526;
 
 /// CSSERV_COMMAND that forgets a server. Spec 70, 5.1.
 const REMOVE: u8 = 0;
 
 /// One question. An error is the reason to hang up.
-pub(super) fn handle(core: &mut Core, id: u64, kind: u32, payload: &[u8], micros: u64, now: u32) -> Result<(), String> {
+pub(super) fn handle(master: &Shared, id: u64, asked: &'static Entry, payload: &[u8]) -> Result<(), String> {
+    let micros = master.ring.wall_micros();
+    master.with(|core, now| answer(core, id, asked, payload, micros, now))
+}
+
+fn answer(
+    core: &mut Core,
+    id: u64,
+    asked: &'static Entry,
+    payload: &[u8],
+    micros: u64,
+    now: u32,
+) -> Result<(), String> {
+    let kind = asked.kind;
     let outbox = core.clients.get(&id).ok_or("the connection is closed")?.outbox.clone();
     let packet = match kind {
         CltoanModuleInfo::TYPE => module_info(core, payload)?,
@@ -72,7 +87,7 @@ pub(super) fn handle(core: &mut Core, id: u64, kind: u32, payload: &[u8], micros
             None => return Err(format!("monitoring packet of type {kind} with {} bytes is not served", payload.len())),
         },
     };
-    core.reply(&outbox, packet);
+    core.answer(&outbox, asked.purpose, packet);
     Ok(())
 }
 

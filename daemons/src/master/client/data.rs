@@ -17,27 +17,16 @@ use ring::local::{OneshotReceiver, oneshot};
 use tracing::warn;
 use wire::{
     ChunkId, CltomaFuseReadChunk, CltomaFuseTruncate, CltomaFuseWriteChunk, CltomaFuseWriteChunkEnd, Field, Inode,
-    MatoclFuseChunkHasChanged, MatoclFuseFlengHasChanged, MatoclFuseReadChunk, MatoclFuseTruncate,
-    MatoclFuseWriteChunk, MatoclFuseWriteChunkEnd, Packet, SessionId, Status, Time, Version, VersionWord,
-    chunk_op_flags, encode_status, knows_open_flags, truncate_flags,
+    MatoclFuseChunkHasChanged, MatoclFuseFlengHasChanged, MatoclFuseWriteChunkEnd, Packet, Status, Time, Version,
+    VersionWord, chunk_op_flags, encode_status, knows_open_flags, truncate_flags,
 };
 
-use super::{Link, Request, answer_number, packet};
+use super::{Request, Who, packet};
 use crate::master::Shared;
 use crate::master::core::{Core, Waiting};
 
 /// How long a request waits for a locked or busy chunk. Spec 41, 5.2.
 const PARKED_MAX: Duration = Duration::from_secs(30);
-
-/// Who asks.
-#[derive(Clone)]
-pub(super) struct Who {
-    pub(super) id: u64,
-    pub(super) link: Link,
-    pub(super) session: SessionId,
-    /// The client asked for long times.
-    pub(super) long_times: bool,
-}
 
 /// What a request waits for.
 enum Wait {
@@ -48,7 +37,7 @@ enum Wait {
 }
 
 /// What came of one attempt.
-enum Attempt {
+pub(super) enum Attempt {
     Answer(Vec<u8>),
     Refuse(Status),
     /// The chunk is not free.
@@ -64,10 +53,8 @@ enum Attempt {
 }
 
 /// A request that may have to be tried several times.
-trait Patient: Clone + 'static {
+pub(super) trait Patient: Clone + 'static {
     fn msgid(&self) -> u32;
-    /// Packet number of the answer.
-    const ANSWER: u32;
     fn attempt(&self, core: &mut Core, who: &Who, now: u32) -> Attempt;
     /// The slot that an operation works on.
     fn slot(&self, grant: &Grant) -> (Inode, u32);
@@ -75,20 +62,8 @@ trait Patient: Clone + 'static {
     fn complete(&self, core: &mut Core, who: &Who, grant: &Grant, now: u32) -> Result<Vec<u8>, Status>;
 }
 
-pub(super) fn read_chunk(master: &Shared, who: Who, request: CltomaFuseReadChunk) {
-    serve(master, who, request);
-}
-
-pub(super) fn write_chunk(master: &Shared, who: Who, request: CltomaFuseWriteChunk) {
-    serve(master, who, request);
-}
-
-pub(super) fn truncate(master: &Shared, who: Who, request: CltomaFuseTruncate) {
-    serve(master, who, request);
-}
-
 /// Answers at once if that is possible, else leaves the request to a task.
-fn serve<P: Patient>(master: &Shared, who: Who, request: P) {
+pub(super) fn serve<P: Patient>(master: &Shared, who: Who, request: P) {
     if let Some(first) = try_once(master, &who, &request) {
         let deadline = master.ring.now() + PARKED_MAX;
         drop(master.ring.spawn(wait(master.clone(), who, request, first, deadline)));
@@ -102,11 +77,11 @@ fn serve<P: Patient>(master: &Shared, who: Who, request: P) {
 fn try_once<P: Patient>(master: &Shared, who: &Who, request: &P) -> Option<Wait> {
     master.with(|core, now| match request.attempt(core, who, now) {
         Attempt::Answer(packet) => {
-            core.reply(&who.link.outbox, packet);
+            who.reply(core, packet);
             None
         }
         Attempt::Refuse(status) => {
-            refuse::<P>(core, who, request, status);
+            refuse(core, who, request, status);
             None
         }
         Attempt::Park { chunk, status } => {
@@ -121,7 +96,7 @@ fn refuse<P: Patient>(core: &mut Core, who: &Who, request: &P, status: Status) {
     // Clients before 3.0.8 do not know EAGAIN. Spec 10, 4.
     let old = status == Status::EAGAIN && !who.link.version.at_least(3, 0, 8);
     let status = if old { Status::LOCKED } else { status };
-    core.reply(&who.link.outbox, encode_status(answer_number(P::ANSWER, who.long_times), request.msgid(), status));
+    who.reply(core, encode_status(who.answer, request.msgid(), status));
 }
 
 /// Waits as often as it takes.
@@ -154,7 +129,7 @@ async fn wait<P: Patient>(master: Shared, who: Who, request: P, first: Wait, dea
 fn end_operation<P: Patient>(core: &mut Core, who: &Who, request: &P, grant: &Grant, status: Option<Status>, now: u32) {
     let status = match status {
         Some(Status::OK) => match request.complete(core, who, grant, now) {
-            Ok(packet) => return core.reply(&who.link.outbox, packet),
+            Ok(packet) => return who.reply(core, packet),
             Err(status) => Some(status),
         },
         other => other,
@@ -191,8 +166,6 @@ fn park_or_refuse(chunk: ChunkId, status: Status) -> Attempt {
 // --- reading
 
 impl Patient for CltomaFuseReadChunk {
-    const ANSWER: u32 = MatoclFuseReadChunk::TYPE;
-
     fn msgid(&self) -> u32 {
         self.msgid
     }
@@ -243,7 +216,7 @@ fn located<P: Patient>(
         () if client >= VersionWord::new(1, 7, 32) => 1,
         () => 0,
     };
-    packet(P::ANSWER, request.msgid(), |out| {
+    packet(who.answer, request.msgid(), |out| {
         if form > 0 {
             form.put(out);
         }
@@ -266,8 +239,6 @@ fn located<P: Patient>(
 // --- writing
 
 impl Patient for CltomaFuseWriteChunk {
-    const ANSWER: u32 = MatoclFuseWriteChunk::TYPE;
-
     fn msgid(&self) -> u32 {
         self.msgid
     }
@@ -410,8 +381,6 @@ pub(super) fn write_chunk_end(request: &mut Request<'_>, packet: &CltomaFuseWrit
 // --- cutting
 
 impl Patient for CltomaFuseTruncate {
-    const ANSWER: u32 = MatoclFuseTruncate::TYPE;
-
     fn msgid(&self) -> u32 {
         self.msgid
     }
@@ -485,7 +454,7 @@ fn truncate_attempt(request: &CltomaFuseTruncate, core: &mut Core, who: &Who, no
 }
 
 fn truncated(request: &CltomaFuseTruncate, who: &Who, previous: u64, attr: &wire::Attr) -> Vec<u8> {
-    packet(answer_number(MatoclFuseTruncate::TYPE, who.long_times), request.msgid, |out| {
+    packet(who.answer, request.msgid, |out| {
         if knows_open_flags(who.link.version) {
             previous.put(out);
         }

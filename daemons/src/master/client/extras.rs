@@ -10,65 +10,21 @@ use meta::{ClassChange, Tally};
 use wire::limits::{BLOCK_BYTES, CHUNK_BYTES, LOCATIONS_MAX};
 use wire::{
     Acl, AclEntry, CheckedCopy, ChunkId, ClassBody, ClassCount, CltomaFuseAppendSlice, CltomaFuseArchctl,
-    CltomaFuseCheck, CltomaFuseFlock, CltomaFuseGetdetachedattr, CltomaFuseGetdirstats, CltomaFuseGeteattr,
-    CltomaFuseGetfacl, CltomaFuseGetsclass, CltomaFuseGetsustained, CltomaFuseGettrash, CltomaFuseGettrashpath,
-    CltomaFuseGettrashtime, CltomaFuseGetxattr, CltomaFuseParents, CltomaFusePaths, CltomaFusePosixLock,
-    CltomaFusePurge, CltomaFuseQuotacontrol, CltomaFuseRepair, CltomaFuseSeteattr, CltomaFuseSetfacl,
-    CltomaFuseSetsclass, CltomaFuseSettrashpath, CltomaFuseSettrashtime, CltomaFuseSetxattr, CltomaFuseSnapshot,
-    CltomaFuseUndel, CltomaNodeInfo, CltomaSclassChange, CltomaSclassCreate, CltomaSclassDelete, CltomaSclassDuplicate,
-    CltomaSclassList, CltomaSclassRename, Count, DetachedEntry, EattrCount, Field, MatoclFuseArchctlGet,
-    MatoclFuseArchctlSet, MatoclFuseCheck, MatoclFuseCheckChunk, MatoclFuseGetdirstats, MatoclFuseGetdirstatsShort,
-    MatoclFuseGeteattr, MatoclFuseGetfacl, MatoclFuseGetsclass, MatoclFuseGetsustained, MatoclFuseGettrash,
-    MatoclFuseGettrashpath, MatoclFuseGettrashtime, MatoclFuseGetxattr, MatoclFuseGetxattrLength, MatoclFuseParents,
-    MatoclFusePaths, MatoclFuseRepair, MatoclNodeInfo, MatoclSclassChange, MatoclSclassList, MatoclSclassListLong,
-    Name, NamedClass, NodeInfo, NodeInfoChunk, NodeKind, Packet, QuotaSet, Status, Text, TrashtimeCount, Version,
-    WireError, knows_open_flags,
+    CltomaFuseCheck, CltomaFuseGetdetachedattr, CltomaFuseGetdirstats, CltomaFuseGeteattr, CltomaFuseGetfacl,
+    CltomaFuseGetsclass, CltomaFuseGetsustained, CltomaFuseGettrash, CltomaFuseGettrashpath, CltomaFuseGettrashtime,
+    CltomaFuseGetxattr, CltomaFuseParents, CltomaFusePaths, CltomaFusePurge, CltomaFuseQuotacontrol, CltomaFuseRepair,
+    CltomaFuseSeteattr, CltomaFuseSetfacl, CltomaFuseSetsclass, CltomaFuseSettrashpath, CltomaFuseSettrashtime,
+    CltomaFuseSetxattr, CltomaFuseSnapshot, CltomaFuseUndel, CltomaNodeInfo, CltomaSclassChange, CltomaSclassCreate,
+    CltomaSclassDelete, CltomaSclassDuplicate, CltomaSclassList, CltomaSclassRename, Count, DetachedEntry, EattrCount,
+    Field, MatoclFuseArchctlGet, MatoclFuseArchctlSet, MatoclFuseCheck, MatoclFuseCheckChunk, MatoclFuseGetdirstats,
+    MatoclFuseGetdirstatsShort, MatoclFuseGeteattr, MatoclFuseGetfacl, MatoclFuseGetsclass, MatoclFuseGetsustained,
+    MatoclFuseGettrash, MatoclFuseGettrashpath, MatoclFuseGettrashtime, MatoclFuseGetxattr, MatoclFuseGetxattrLength,
+    MatoclFuseParents, MatoclFusePaths, MatoclFuseRepair, MatoclNodeInfo, MatoclSclassChange, MatoclSclassList,
+    MatoclSclassListLong, Name, NamedClass, NodeInfo, NodeInfoChunk, NodeKind, Packet, QuotaSet, Status, Text,
+    TrashtimeCount, Version, knows_open_flags,
 };
 
 use super::{Class, Request};
-
-/// Serves the packet if it is one of this module's. Returns whether it was.
-pub(super) fn dispatch(request: &mut Request<'_>, kind: u32, payload: &[u8]) -> Result<bool, WireError> {
-    match kind {
-        CltomaFuseGetsclass::TYPE => request.get_class(&CltomaFuseGetsclass::decode(payload)?),
-        CltomaFuseSetsclass::TYPE => request.set_class(&CltomaFuseSetsclass::decode(payload)?),
-        CltomaFuseGettrashtime::TYPE => request.get_trash_time(&CltomaFuseGettrashtime::decode(payload)?),
-        CltomaFuseSettrashtime::TYPE => request.set_trash_time(&CltomaFuseSettrashtime::decode(payload)?),
-        CltomaFuseGeteattr::TYPE => request.get_eattr(&CltomaFuseGeteattr::decode(payload)?),
-        CltomaFuseSeteattr::TYPE => request.set_eattr(&CltomaFuseSeteattr::decode(payload)?),
-        CltomaFuseArchctl::TYPE => request.archive(&CltomaFuseArchctl::decode(payload)?),
-        CltomaFuseParents::TYPE => request.parents(&CltomaFuseParents::decode(payload)?),
-        CltomaFusePaths::TYPE => request.paths(&CltomaFusePaths::decode(payload)?),
-        CltomaFuseGetdirstats::TYPE => request.dir_stats(&CltomaFuseGetdirstats::decode(payload)?),
-        CltomaFuseCheck::TYPE => request.check(&CltomaFuseCheck::decode(payload)?),
-        CltomaNodeInfo::TYPE => request.node_info(&CltomaNodeInfo::decode(payload)?),
-        CltomaFuseRepair::TYPE => request.repair(&CltomaFuseRepair::decode(payload)?),
-        CltomaFuseAppendSlice::TYPE => request.append_slice(&CltomaFuseAppendSlice::decode(payload)?),
-        CltomaFuseSnapshot::TYPE => request.snapshot(&CltomaFuseSnapshot::decode(payload)?),
-        CltomaFuseQuotacontrol::TYPE => request.quota(&CltomaFuseQuotacontrol::decode(payload)?),
-        CltomaFuseGetxattr::TYPE => request.get_xattr(&CltomaFuseGetxattr::decode(payload)?),
-        CltomaFuseSetxattr::TYPE => request.set_xattr(&CltomaFuseSetxattr::decode(payload)?),
-        CltomaFuseGetfacl::TYPE => request.get_acl(&CltomaFuseGetfacl::decode(payload)?),
-        CltomaFuseSetfacl::TYPE => request.set_acl(&CltomaFuseSetfacl::decode(payload)?),
-        CltomaFuseFlock::TYPE => request.flock(&CltomaFuseFlock::decode(payload)?),
-        CltomaFusePosixLock::TYPE => request.posix_lock(&CltomaFusePosixLock::decode(payload)?),
-        CltomaFuseGettrash::TYPE => request.trash(&CltomaFuseGettrash::decode(payload)?),
-        CltomaFuseGetsustained::TYPE => request.sustained(&CltomaFuseGetsustained::decode(payload)?),
-        CltomaFuseGetdetachedattr::TYPE => request.detached_attr(&CltomaFuseGetdetachedattr::decode(payload)?),
-        CltomaFuseGettrashpath::TYPE => request.trash_path(&CltomaFuseGettrashpath::decode(payload)?),
-        CltomaFuseSettrashpath::TYPE => request.set_trash_path(&CltomaFuseSettrashpath::decode(payload)?),
-        CltomaFuseUndel::TYPE => request.undelete(&CltomaFuseUndel::decode(payload)?),
-        CltomaFusePurge::TYPE => request.purge(&CltomaFusePurge::decode(payload)?),
-        CltomaSclassCreate::TYPE => request.class_create(&CltomaSclassCreate::decode(payload)?),
-        CltomaSclassChange::TYPE => request.class_change(&CltomaSclassChange::decode(payload)?),
-        CltomaSclassDelete::TYPE => request.class_delete(&CltomaSclassDelete::decode(payload)?),
-        CltomaSclassDuplicate::TYPE => request.class_duplicate(&CltomaSclassDuplicate::decode(payload)?),
-        CltomaSclassRename::TYPE => request.class_rename(&CltomaSclassRename::decode(payload)?),
-        CltomaSclassList::TYPE => request.class_list(&CltomaSclassList::decode(payload)?),
-        _ => return Ok(false),
-    }
-    Ok(true)
-}
 
 /// At most so many different values are told of files and of directories each: their counters are bytes.
 const VALUES_MAX: usize = 255;
@@ -76,7 +32,7 @@ const VALUES_MAX: usize = 255;
 impl Request<'_> {
     // --- classes, trash times, extra attributes of nodes
 
-    fn get_class(&mut self, packet: &CltomaFuseGetsclass) {
+    pub(super) fn get_class(&mut self, packet: &CltomaFuseGetsclass) {
         let msgid = packet.msgid;
         let result = self.core.namespace.get_classes(self.session, packet.inode, packet.gmode).map(|tally| {
             let knows_names = self.link.version.at_least(3, 0, 75);
@@ -102,7 +58,7 @@ impl Request<'_> {
         self.finish(msgid, result);
     }
 
-    fn set_class(&mut self, packet: &CltomaFuseSetsclass) {
+    pub(super) fn set_class(&mut self, packet: &CltomaFuseSetsclass) {
         let caller = self.caller(packet.uid, &[0]);
         let named = |name: Option<&Name>| name.and_then(|name| self.core.namespace.class_by_name(name.as_bytes()));
         let change = match (packet.goal, packet.names.as_slice()) {
@@ -125,7 +81,7 @@ impl Request<'_> {
         self.finish(msgid, result);
     }
 
-    fn get_trash_time(&mut self, packet: &CltomaFuseGettrashtime) {
+    pub(super) fn get_trash_time(&mut self, packet: &CltomaFuseGettrashtime) {
         let msgid = packet.msgid;
         let result = self.core.namespace.get_trash_times(self.session, packet.inode, packet.gmode).map(|tally| {
             let (files, dirs) = flat(&tally, |seconds, count| TrashtimeCount { seconds, count });
@@ -135,13 +91,13 @@ impl Request<'_> {
         self.finish(msgid, result);
     }
 
-    fn set_trash_time(&mut self, packet: &CltomaFuseSettrashtime) {
+    pub(super) fn set_trash_time(&mut self, packet: &CltomaFuseSettrashtime) {
         let caller = self.caller(packet.uid, &[0]);
         let result = self.core.namespace.set_trash_time(&caller, packet.inode, packet.seconds, packet.smode);
         self.three(packet.msgid, result);
     }
 
-    fn get_eattr(&mut self, packet: &CltomaFuseGeteattr) {
+    pub(super) fn get_eattr(&mut self, packet: &CltomaFuseGeteattr) {
         let msgid = packet.msgid;
         let known: u32 = if knows_open_flags(self.link.version) { 0xFF } else { 0x1F };
         let result = self.core.namespace.get_eattrs(self.session, packet.inode, packet.gmode).map(|tally| {
@@ -162,13 +118,13 @@ impl Request<'_> {
         self.finish(msgid, result);
     }
 
-    fn set_eattr(&mut self, packet: &CltomaFuseSeteattr) {
+    pub(super) fn set_eattr(&mut self, packet: &CltomaFuseSeteattr) {
         let caller = self.caller(packet.uid, &[0]);
         let result = self.core.namespace.set_eattr(&caller, packet.inode, packet.eattr, packet.smode);
         self.three(packet.msgid, result);
     }
 
-    fn archive(&mut self, packet: &CltomaFuseArchctl) {
+    pub(super) fn archive(&mut self, packet: &CltomaFuseArchctl) {
         let msgid = packet.msgid;
         let result = match (packet.cmd, packet.uid) {
             (2, _) => self.core.namespace.get_archived(self.session, packet.inode).map(|found| {
@@ -198,13 +154,13 @@ impl Request<'_> {
 
     // --- figures
 
-    fn parents(&mut self, packet: &CltomaFuseParents) {
+    pub(super) fn parents(&mut self, packet: &CltomaFuseParents) {
         let msgid = packet.msgid;
         let result = self.core.namespace.parents(self.session, packet.inode);
         self.finish(msgid, result.map(|parents| MatoclFuseParents { msgid, parents }.encode()));
     }
 
-    fn paths(&mut self, packet: &CltomaFusePaths) {
+    pub(super) fn paths(&mut self, packet: &CltomaFusePaths) {
         let msgid = packet.msgid;
         let result = self.core.namespace.paths(self.session, packet.inode).map(|paths| {
             let paths = paths.into_iter().map(|path| Text(path[..path.len().min(65_536)].to_vec())).collect();
@@ -213,7 +169,7 @@ impl Request<'_> {
         self.finish(msgid, result);
     }
 
-    fn dir_stats(&mut self, packet: &CltomaFuseGetdirstats) {
+    pub(super) fn dir_stats(&mut self, packet: &CltomaFuseGetdirstats) {
         let msgid = packet.msgid;
         let tool = self.link.class == Class::Tool;
         let result = self.core.namespace.dir_stats(self.session, packet.inode).map(|f| {
@@ -242,7 +198,7 @@ impl Request<'_> {
         self.finish(msgid, result);
     }
 
-    fn check(&mut self, packet: &CltomaFuseCheck) {
+    pub(super) fn check(&mut self, packet: &CltomaFuseCheck) {
         let msgid = packet.msgid;
         let result = match packet.index {
             Some(index) => self.check_chunk(msgid, packet.inode, index),
@@ -293,7 +249,7 @@ impl Request<'_> {
         Ok(MatoclFuseCheckChunk { msgid, chunkid, version, copies }.encode())
     }
 
-    fn node_info(&mut self, packet: &CltomaNodeInfo) {
+    pub(super) fn node_info(&mut self, packet: &CltomaNodeInfo) {
         let msgid = packet.msgid;
         let result = self.node_info_of(packet).map(|info| MatoclNodeInfo { msgid, info }.encode());
         self.finish(msgid, result);
@@ -330,7 +286,7 @@ impl Request<'_> {
     // --- repair, sharing, quota
 
     /// Per chunk: good ones stay, a neighbouring version is taken, what is lost becomes a hole. Spec 41, 12.
-    fn repair(&mut self, packet: &CltomaFuseRepair) {
+    pub(super) fn repair(&mut self, packet: &CltomaFuseRepair) {
         let msgid = packet.msgid;
         let caller = self.caller(packet.uid, packet.gids.as_slice());
         let result = self.core.namespace.check_repair(&caller, packet.inode).and_then(|inode| {
@@ -361,7 +317,7 @@ impl Request<'_> {
         self.finish(msgid, result);
     }
 
-    fn append_slice(&mut self, packet: &CltomaFuseAppendSlice) {
+    pub(super) fn append_slice(&mut self, packet: &CltomaFuseAppendSlice) {
         let caller = self.caller(packet.uid, packet.gids.as_slice());
         let range = (packet.from, packet.to);
         let result = self.core.namespace.append_slice(&caller, packet.flags, packet.inode, packet.source, range);
@@ -375,14 +331,14 @@ impl Request<'_> {
         self.status(packet.msgid, result.err().unwrap_or(Status::OK));
     }
 
-    fn snapshot(&mut self, packet: &CltomaFuseSnapshot) {
+    pub(super) fn snapshot(&mut self, packet: &CltomaFuseSnapshot) {
         let caller = self.caller(packet.uid, packet.gids.as_slice());
         let (source, parent, name) = (packet.source, packet.parent, packet.name.as_bytes());
         let result = self.core.namespace.snapshot(&caller, source, parent, name, packet.smode, packet.umask);
         self.status(packet.msgid, result.err().unwrap_or(Status::OK));
     }
 
-    fn quota(&mut self, packet: &CltomaFuseQuotacontrol) {
+    pub(super) fn quota(&mut self, packet: &CltomaFuseQuotacontrol) {
         let msgid = packet.msgid;
         let limits = packet.set.as_ref().map(|set| {
             let soft = Limits { inodes: set.sinodes, length: set.slength, size: set.ssize, realsize: set.srealsize };
@@ -424,7 +380,7 @@ impl Request<'_> {
 
     // --- extended attributes, ACLs
 
-    fn get_xattr(&mut self, packet: &CltomaFuseGetxattr) {
+    pub(super) fn get_xattr(&mut self, packet: &CltomaFuseGetxattr) {
         let msgid = packet.msgid;
         let caller = self.caller(packet.uid, packet.gids.as_slice());
         let (name, opened) = (packet.name.as_bytes(), packet.opened != 0);
@@ -440,14 +396,14 @@ impl Request<'_> {
         self.finish(msgid, result);
     }
 
-    fn set_xattr(&mut self, packet: &CltomaFuseSetxattr) {
+    pub(super) fn set_xattr(&mut self, packet: &CltomaFuseSetxattr) {
         let caller = self.caller(packet.uid, packet.gids.as_slice());
         let (name, value, opened) = (packet.name.as_bytes(), &packet.value.0, packet.opened != 0);
         let result = self.core.namespace.set_xattr(&caller, packet.inode, opened, name, value, packet.mode);
         self.status(packet.msgid, result.err().unwrap_or(Status::OK));
     }
 
-    fn get_acl(&mut self, packet: &CltomaFuseGetfacl) {
+    pub(super) fn get_acl(&mut self, packet: &CltomaFuseGetfacl) {
         let msgid = packet.msgid;
         let result = self.core.namespace.get_acl(self.session, packet.inode, packet.acltype).map(|acl| {
             let entries = |list: &[(u32, u16)]| list.iter().map(|&(id, perm)| AclEntry { id, perm }).collect();
@@ -464,7 +420,7 @@ impl Request<'_> {
         self.finish(msgid, result);
     }
 
-    fn set_acl(&mut self, packet: &CltomaFuseSetfacl) {
+    pub(super) fn set_acl(&mut self, packet: &CltomaFuseSetfacl) {
         let caller = self.caller(packet.uid, &[0]);
         let entries = |list: &[AclEntry]| list.iter().map(|entry| (entry.id, entry.perm)).collect();
         let acl = acl::Acl {
@@ -482,26 +438,26 @@ impl Request<'_> {
 
     // --- trash and sustained files, META sessions
 
-    fn trash(&mut self, packet: &CltomaFuseGettrash) {
+    pub(super) fn trash(&mut self, packet: &CltomaFuseGettrash) {
         let msgid = packet.msgid;
         let result = self.core.namespace.trash_list(self.session, packet.bucket);
         self.finish(msgid, result.map(|found| MatoclFuseGettrash { msgid, entries: detached(found) }.encode()));
     }
 
-    fn sustained(&mut self, packet: &CltomaFuseGetsustained) {
+    pub(super) fn sustained(&mut self, packet: &CltomaFuseGetsustained) {
         let msgid = packet.msgid;
         let result = self.core.namespace.sustained_list(self.session);
         self.finish(msgid, result.map(|found| MatoclFuseGetsustained { msgid, entries: detached(found) }.encode()));
     }
 
-    fn detached_attr(&mut self, packet: &CltomaFuseGetdetachedattr) {
+    pub(super) fn detached_attr(&mut self, packet: &CltomaFuseGetdetachedattr) {
         let dtype = packet.dtype.unwrap_or(0);
         let result = self.core.namespace.detached_attr(self.session, packet.inode, dtype);
         let result = result.map(|attr| self.with_attr(packet.msgid, &attr, |_| {}));
         self.finish(packet.msgid, result);
     }
 
-    fn trash_path(&mut self, packet: &CltomaFuseGettrashpath) {
+    pub(super) fn trash_path(&mut self, packet: &CltomaFuseGettrashpath) {
         let msgid = packet.msgid;
         let result = self.core.namespace.trash_path(self.session, packet.inode).map(|path| {
             let mut path = path.to_vec();
@@ -511,20 +467,20 @@ impl Request<'_> {
         self.finish(msgid, result);
     }
 
-    fn set_trash_path(&mut self, packet: &CltomaFuseSettrashpath) {
+    pub(super) fn set_trash_path(&mut self, packet: &CltomaFuseSettrashpath) {
         let caller = self.caller(0, &[0]);
         let end = packet.path.0.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         let result = self.core.namespace.set_trash_path(&caller, packet.inode, &packet.path.0[..end]);
         self.status(packet.msgid, result.err().unwrap_or(Status::OK));
     }
 
-    fn undelete(&mut self, packet: &CltomaFuseUndel) {
+    pub(super) fn undelete(&mut self, packet: &CltomaFuseUndel) {
         let caller = self.caller(0, &[0]);
         let result = self.core.namespace.undelete(&caller, packet.inode);
         self.status(packet.msgid, result.err().unwrap_or(Status::OK));
     }
 
-    fn purge(&mut self, packet: &CltomaFusePurge) {
+    pub(super) fn purge(&mut self, packet: &CltomaFusePurge) {
         let caller = self.caller(0, &[0]);
         let result = self.core.namespace.purge(&caller, packet.inode);
         self.status(packet.msgid, result.err().unwrap_or(Status::OK));
@@ -532,7 +488,7 @@ impl Request<'_> {
 
     // --- administration of storage classes
 
-    fn class_create(&mut self, packet: &CltomaSclassCreate) {
+    pub(super) fn class_create(&mut self, packet: &CltomaSclassCreate) {
         let caller = self.caller(0, &[0]);
         let result = match packet.fver {
             0 => self.core.namespace.class_create(&caller, &class_from(packet.name.as_bytes(), &packet.body)),
@@ -542,7 +498,7 @@ impl Request<'_> {
     }
 
     /// Only the parts that the mask names change; with none the class is shown. Spec 32, 32.10.
-    fn class_change(&mut self, packet: &CltomaSclassChange) {
+    pub(super) fn class_change(&mut self, packet: &CltomaSclassChange) {
         let (msgid, mask) = (packet.msgid, packet.chgmask);
         let caller = self.caller(0, &[0]);
         let namespace = &mut self.core.namespace;
@@ -567,25 +523,25 @@ impl Request<'_> {
         self.finish(msgid, result);
     }
 
-    fn class_delete(&mut self, packet: &CltomaSclassDelete) {
+    pub(super) fn class_delete(&mut self, packet: &CltomaSclassDelete) {
         let caller = self.caller(0, &[0]);
         let result = self.core.namespace.class_delete(&caller, packet.name.as_bytes());
         self.status(packet.msgid, result.err().unwrap_or(Status::OK));
     }
 
-    fn class_duplicate(&mut self, packet: &CltomaSclassDuplicate) {
+    pub(super) fn class_duplicate(&mut self, packet: &CltomaSclassDuplicate) {
         let caller = self.caller(0, &[0]);
         let result = self.core.namespace.class_duplicate(&caller, packet.old.as_bytes(), packet.new.as_bytes());
         self.status(packet.msgid, result.err().unwrap_or(Status::OK));
     }
 
-    fn class_rename(&mut self, packet: &CltomaSclassRename) {
+    pub(super) fn class_rename(&mut self, packet: &CltomaSclassRename) {
         let caller = self.caller(0, &[0]);
         let result = self.core.namespace.class_rename(&caller, packet.old.as_bytes(), packet.new.as_bytes());
         self.status(packet.msgid, result.err().unwrap_or(Status::OK));
     }
 
-    fn class_list(&mut self, packet: &CltomaSclassList) {
+    pub(super) fn class_list(&mut self, packet: &CltomaSclassList) {
         let msgid = packet.msgid;
         let classes = self.core.namespace.classes().filter_map(|(_, class)| {
             Name::new(&class.name).ok().map(|name| NamedClass { name, body: class_body(class) })

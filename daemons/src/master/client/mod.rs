@@ -1,7 +1,7 @@
 //! Port 9421: mounts and tools. Spec 30 to 32.
 //!
-//! Most requests are answered within their handler. Those that may have to wait for chunkservers or for a lock on a
-//! chunk (`data`) become tasks; those that wait for a file lock are remembered by the namespace (`locks`).
+//! `requests` declares them all. Most are answered within their handler. Those that may have to wait for chunkservers or
+//! for a lock on a chunk (`data`) become tasks; those that wait for a file lock are remembered by the namespace (`locks`).
 
 mod admin;
 pub(super) mod cache;
@@ -12,6 +12,7 @@ mod monitor;
 mod names;
 pub(super) mod operations;
 mod register;
+mod requests;
 mod why;
 
 use std::rc::Rc;
@@ -22,13 +23,12 @@ use ring::Stream;
 use tracing::{debug, info, warn};
 use wire::limits::MASTER_FROM_CLIENT_BYTES_MAX;
 use wire::{
-    AmtimeEntryLong, AntoanConfigValue, AntoanGetConfig, AntoanGetVersion, Attr, ClientNop, CltomaAmtimeInodesLong,
-    CltomaFuseAmtimeInodes, CltomaFuseReadChunk, CltomaFuseRegister, CltomaFuseSustainedInodes, CltomaFuseTimeSync,
-    CltomaFuseTruncate, CltomaFuseWriteChunk, CltomaFuseWriteChunkEnd, CltomaWhy, Field, HEADER_BYTES, Header, Inode,
-    Ip4, MatoclFuseTimeSync, MatoclFuseTimeSyncWithId, Name, Packet, SessionId, Status, VersionWord, WireError,
-    encode_status,
+    AntoanConfigValue, AntoanGetConfig, AntoanGetVersion, Attr, ClientNop, CltomaFuseTimeSync, Field, HEADER_BYTES,
+    Header, Inode, Ip4, MatoclFuseTimeSync, MatoclFuseTimeSyncWithId, Name, Packet, SessionId, Status, VersionWord,
+    WireError, encode_status,
 };
 
+use self::requests::{Entry, Purpose, Serve};
 use super::Shared;
 use super::chunkserver::version_answer;
 use super::core::{Core, ip_of};
@@ -67,16 +67,34 @@ impl Link {
     }
 }
 
-/// One request: who asks, and the world.
+/// Who asks, and in which form. A request that waits keeps it.
+#[derive(Clone)]
+struct Who {
+    id: u64,
+    link: Link,
+    session: SessionId,
+    /// The client asked for long times.
+    long_times: bool,
+    /// Packet number of the answer.
+    answer: u32,
+    purpose: Purpose,
+}
+
+impl Who {
+    fn reply(&self, core: &mut Core, packet: Vec<u8>) {
+        core.reply(&self.link.outbox, packet);
+    }
+}
+
+/// One request that is answered at once: who asks, and the world.
 struct Request<'a> {
     core: &'a mut Core,
     id: u64,
     link: Link,
     session: SessionId,
-    /// Packet number of the answer.
-    answer: u32,
-    /// The client asked for long times.
     long_times: bool,
+    answer: u32,
+    purpose: Purpose,
     now: u32,
 }
 
@@ -125,122 +143,72 @@ pub(super) async fn serve(master: Shared, stream: Stream) {
 
 /// One packet. An error is the reason to hang up.
 fn handle(master: &Shared, id: u64, header: Header, payload: &[u8]) -> Result<(), String> {
-    let bad = |error: WireError| format!("bad packet of type {}: {error}", header.kind);
-    let kind = header.kind;
-    // What anybody may ask.
-    match kind {
-        0..=2 => return Ok(()),
-        AntoanGetVersion::TYPE => {
-            let packet = AntoanGetVersion::decode(payload).map_err(bad)?;
-            master.with(|core, _| core.push(id, &version_answer(packet.msgid)));
-            return Ok(());
-        }
-        AntoanGetConfig::TYPE => {
-            let AntoanGetConfig { msgid, option } = AntoanGetConfig::decode(payload).map_err(bad)?;
-            return master.with(|core, _| {
-                let asker = core.clients.get(&id).map_or(Ip4(0), |link| link.ip);
-                let value = Name::new(&core.option(option.as_bytes(), asker)).map_err(bad)?;
-                core.push(id, &AntoanConfigValue { msgid, value }.encode());
-                Ok(())
-            });
-        }
-        CltomaFuseRegister::TYPE => {
-            let packet = CltomaFuseRegister::decode(payload).map_err(bad)?;
-            let random = [(); 4].map(|()| master.ring.random_u64());
-            return master.with(|core, _| register::register(core, id, packet, random));
-        }
-        500..=550 if kind != wire::CltomaNodeInfo::TYPE => {
-            let micros = master.ring.wall_micros();
-            return master.with(|core, now| admin::handle(core, id, kind, payload, micros, now));
-        }
-        _ => {}
+    let (kind, long_times) = wire::without_long_times(header.kind);
+    let asked = requests::find(kind);
+    if let Some(Entry { serve: Serve::Anybody(serve), .. }) = asked {
+        return serve(master, id, asked.expect("it was just matched"), payload);
     }
-    let (kind, long_times) = wire::without_long_times(kind);
     let link = master.core.borrow().clients.get(&id).cloned().ok_or("the connection is closed")?;
     let Some(session) = link.session else {
         return Err(format!("packet of type {kind} before registration"));
     };
+    let Some(asked) = asked else { return not_served(master, &link, kind, payload) };
     master.core.borrow_mut().operations.count(session, kind);
-    // What may have to wait.
-    let who = data::Who { id, link: link.clone(), session, long_times };
-    match kind {
-        CltomaFuseReadChunk::TYPE => {
-            data::read_chunk(master, who, CltomaFuseReadChunk::decode(payload).map_err(bad)?);
-            return Ok(());
-        }
-        CltomaFuseWriteChunk::TYPE => {
-            data::write_chunk(master, who, CltomaFuseWriteChunk::decode(payload).map_err(bad)?);
-            return Ok(());
-        }
-        CltomaFuseTruncate::TYPE => {
-            data::truncate(master, who, CltomaFuseTruncate::decode(payload).map_err(bad)?);
-            return Ok(());
-        }
-        CltomaFuseTimeSync::TYPE => {
-            let packet = CltomaFuseTimeSync::decode(payload).map_err(bad)?;
-            let usec = master.ring.wall_micros();
-            link.outbox.push(&match packet.msgid {
-                Some(msgid) => MatoclFuseTimeSyncWithId { msgid, usec }.encode(),
-                None => MatoclFuseTimeSync { usec }.encode(),
-            });
-            return Ok(());
-        }
-        _ => {}
+    let (answer, purpose) = (answer_number(kind + 1, long_times), asked.purpose);
+    let who = Who { id, link, session, long_times, answer, purpose };
+    match asked.serve {
+        Serve::Waiting(serve) => serve(master, who, payload),
+        Serve::Direct(serve) => master.with(|core, now| {
+            let Who { id, link, session, long_times, answer, purpose } = who;
+            serve(&mut Request { core, id, link, session, long_times, answer, purpose, now }, payload)
+        }),
+        Serve::Anybody(_) => unreachable!("served above"),
     }
-    master.with(|core, now| {
-        let answer = answer_number(kind + 1, long_times);
-        let mut request = Request { core, id, link, session, answer, long_times, now };
-        match kind {
-            CltomaFuseSustainedInodes::TYPE | 499 => {
-                let packet = CltomaFuseSustainedInodes::decode(payload).map_err(bad)?;
-                request.core.namespace.sustained_inodes(request.core.time, session, &packet.inodes);
-                return Ok(());
-            }
-            CltomaFuseAmtimeInodes::TYPE => {
-                let entries = match long_times {
-                    true => CltomaAmtimeInodesLong::decode(payload).map_err(bad)?.entries,
-                    false => {
-                        let packet = CltomaFuseAmtimeInodes::decode(payload).map_err(bad)?;
-                        packet.entries.iter().map(AmtimeEntryLong::from).collect()
-                    }
-                };
-                let core = request.core;
-                for entry in entries {
-                    core.namespace.amtime(core.time, session, entry.inode, entry.atime, entry.mtime);
-                }
-                return Ok(());
-            }
-            CltomaFuseWriteChunkEnd::TYPE => {
-                let packet = CltomaFuseWriteChunkEnd::decode(payload).map_err(bad)?;
-                data::write_chunk_end(&mut request, &packet);
-                return Ok(());
-            }
-            CltomaWhy::TYPE => {
-                why::answer(&mut request, &CltomaWhy::decode(payload).map_err(bad)?);
-                return Ok(());
-            }
-            _ => {}
-        }
-        if names::dispatch(&mut request, kind, payload).map_err(bad)?
-            || extras::dispatch(&mut request, kind, payload).map_err(bad)?
-        {
-            return Ok(());
-        }
-        not_supported(&mut request, kind, payload)
-    })
+    .map_err(|error| bad(asked, error))
+}
+
+fn bad(asked: &Entry, error: WireError) -> String {
+    format!("bad packet of type {}: {error}", asked.kind)
 }
 
 /// A packet that the protocol knows and we do not serve is answered; nonsense is not. Spec 30, 2.
-fn not_supported(request: &mut Request<'_>, kind: u32, payload: &[u8]) -> Result<(), String> {
-    let known = matches!(kind, 350..=390 | 402..=496 | 552 | 554) && kind.is_multiple_of(2);
+fn not_served(master: &Shared, link: &Link, kind: u32, payload: &[u8]) -> Result<(), String> {
     let msgid = payload.first_chunk().map(|bytes| u32::from_be_bytes(*bytes));
-    match msgid {
-        Some(msgid) if known => {
-            request.status(msgid, Status::ENOTSUP);
-            Ok(())
-        }
-        _ => Err(format!("unknown packet type {kind}")),
-    }
+    let Some(msgid) = msgid.filter(|_| requests::is_known(kind)) else {
+        return Err(format!("unknown packet type {kind}"));
+    };
+    let packet = encode_status(kind + 1, msgid, Status::ENOTSUP);
+    master.with(|core, _| core.answer(&link.outbox, Purpose::Looks, packet));
+    Ok(())
+}
+
+fn nothing(_: &Shared, _: u64, _: &'static Entry, _: &[u8]) -> Result<(), String> {
+    Ok(())
+}
+
+fn get_version(master: &Shared, id: u64, asked: &'static Entry, payload: &[u8]) -> Result<(), String> {
+    let packet = AntoanGetVersion::decode(payload).map_err(|error| bad(asked, error))?;
+    master.with(|core, _| core.answer_connection(id, asked, version_answer(packet.msgid)));
+    Ok(())
+}
+
+fn get_config(master: &Shared, id: u64, asked: &'static Entry, payload: &[u8]) -> Result<(), String> {
+    let AntoanGetConfig { msgid, option } = AntoanGetConfig::decode(payload).map_err(|error| bad(asked, error))?;
+    master.with(|core, _| {
+        let asker = core.clients.get(&id).map_or(Ip4(0), |link| link.ip);
+        let value = Name::new(&core.option(option.as_bytes(), asker)).map_err(|error| bad(asked, error))?;
+        core.answer_connection(id, asked, AntoanConfigValue { msgid, value }.encode());
+        Ok(())
+    })
+}
+
+fn time_sync(master: &Shared, who: Who, packet: CltomaFuseTimeSync) {
+    let usec = master.ring.wall_micros();
+    let answer = match packet.msgid {
+        Some(msgid) => MatoclFuseTimeSyncWithId { msgid, usec }.encode(),
+        None => MatoclFuseTimeSync { usec }.encode(),
+    };
+    master.with(|core, _| who.reply(core, answer));
 }
 
 /// The connection is gone: nobody waits on it any more. Returns the session that it belonged to.
@@ -262,9 +230,18 @@ fn disconnect(core: &mut Core, id: u64) -> Option<SessionId> {
 }
 
 impl Core {
-    fn push(&self, id: u64, packet: &[u8]) {
-        if let Some(link) = self.clients.get(&id) {
-            link.outbox.push(packet);
+    /// The one way out for an answer to a client's request: what the request is for decides when it may leave.
+    fn answer(&mut self, outbox: &Rc<Outbox>, purpose: Purpose, packet: Vec<u8>) {
+        match purpose {
+            Purpose::Looks => self.reply(outbox, packet),
+            Purpose::Changes => self.reply_behind_all(outbox, packet),
+            Purpose::Tells => debug_assert!(false, "what is told gets no answer"),
+        }
+    }
+
+    fn answer_connection(&mut self, id: u64, asked: &Entry, packet: Vec<u8>) {
+        if let Some(outbox) = self.clients.get(&id).map(|link| link.outbox.clone()) {
+            self.answer(&outbox, asked.purpose, packet);
         }
     }
 
@@ -307,12 +284,7 @@ impl Request<'_> {
     }
 
     fn reply(&mut self, packet: Vec<u8>) {
-        let (kind, _) = wire::without_long_times(self.answer - 1);
-        if only_looks(kind) {
-            self.core.reply(&self.link.outbox, packet);
-        } else {
-            self.core.reply_behind_all(&self.link.outbox, packet);
-        }
+        self.core.answer(&self.link.outbox, self.purpose, packet);
     }
 
     /// The answer's packet from its payload.
@@ -342,15 +314,6 @@ fn answer_number(stock: u32, long_times: bool) -> u32 {
     if long_times { stock + wire::LONG_TIMES } else { stock }
 }
 
-/// Whether a request asks for no change, so that its answer need not outlive a crash. OPEN is among them: that a file
-/// is open is told again by its client. Spec 30, 5.2.
-fn only_looks(kind: u32) -> bool {
-    matches!(
-        kind,
-        CltomaWhy::TYPE | 360 | 402..=408 | 412 | 428 | 430 | 440 | 442 | 446 | 450..=454 | 462 | 470 | 472 | 478 | 484..=488 | 546
-    )
-}
-
 /// Header, message id, and what `put` appends.
 fn packet(kind: u32, msgid: u32, put: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut out = Vec::with_capacity(PACKET_BYTES);
@@ -369,19 +332,4 @@ fn with_header(kind: u32, mut out: Vec<u8>) -> Vec<u8> {
 
 fn client_keep_alive() -> KeepAlive {
     KeepAlive { nop: ClientNop { msgid: 0 }.encode(), every: NOP_EVERY }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_only_looks_does_not_wait_for_the_disk() {
-        for kind in [CltomaWhy::TYPE, wire::CltomaFuseGetattr::TYPE, wire::CltomaFuseLookup::TYPE] {
-            assert!(only_looks(kind), "{kind}");
-        }
-        for kind in [wire::CltomaFuseMkdir::TYPE, CltomaFuseTruncate::TYPE, CltomaFuseWriteChunkEnd::TYPE] {
-            assert!(!only_looks(kind), "{kind}");
-        }
-    }
 }

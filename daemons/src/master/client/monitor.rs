@@ -11,17 +11,17 @@ use crate::master::core::Core;
 use crate::master::file_check::Found;
 use crate::master::overview;
 
-const FSTEST_INFO: u32 = 512;
-const CHUNKSTEST_INFO: u32 = 514;
-const CHUNKS_MATRIX: u32 = 516;
-const QUOTA_INFO: u32 = 518;
-const EXPORTS_INFO: u32 = 520;
-const MEMORY_INFO: u32 = 528;
-const LIST_OPEN_FILES: u32 = 532;
-const LIST_ACQUIRED_LOCKS: u32 = 534;
-const MASS_RESOLVE_PATHS: u32 = 536;
-const SCLASS_INFO: u32 = 542;
-const MISSING_CHUNKS: u32 = 544;
+pub(super) const FSTEST_INFO: u32 = 512;
+pub(super) const CHUNKSTEST_INFO: u32 = 514;
+pub(super) const CHUNKS_MATRIX: u32 = 516;
+pub(super) const QUOTA_INFO: u32 = 518;
+pub(super) const EXPORTS_INFO: u32 = 520;
+pub(super) const MEMORY_INFO: u32 = 528;
+pub(super) const LIST_OPEN_FILES: u32 = 532;
+pub(super) const LIST_ACQUIRED_LOCKS: u32 = 534;
+pub(super) const MASS_RESOLVE_PATHS: u32 = 536;
+pub(super) const SCLASS_INFO: u32 = 542;
+pub(super) const MISSING_CHUNKS: u32 = 544;
 
 /// The payload of the answer, if the question is one of this module's.
 pub(super) fn answer(core: &Core, kind: u32, payload: &[u8], now: u32) -> Option<Vec<u8>> {

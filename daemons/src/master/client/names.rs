@@ -2,49 +2,49 @@
 
 use meta::{Opened, SetAttr};
 use wire::{
-    Attr, ChunkZero, CltomaFuseAccess, CltomaFuseCreate, CltomaFuseGetattr, CltomaFuseLink, CltomaFuseLookup,
-    CltomaFuseMkdir, CltomaFuseMknod, CltomaFuseOpen, CltomaFuseReaddir, CltomaFuseReadlink, CltomaFuseRename,
-    CltomaFuseRmdir, CltomaFuseSetattr, CltomaFuseStatfs, CltomaFuseSymlink, CltomaFuseUnlink, CltomaSetattrLong,
-    Field, HEADER_BYTES, Inode, MatoclFuseFlengHasChanged, MatoclFuseReadlink, MatoclFuseStatfs, MatoclFuseStatfsFree,
-    Packet, Status, Text, WireError, attr_flags, knows_open_flags, lookup_flags, open_flags, opened_flags,
-    readdir_flags, removed_answer_has_inode, statfs_answer_has_free,
+    AmtimeEntryLong, Attr, ChunkZero, CltomaAmtimeInodesLong, CltomaFuseAccess, CltomaFuseAmtimeInodes,
+    CltomaFuseCreate, CltomaFuseGetattr, CltomaFuseLink, CltomaFuseLookup, CltomaFuseMkdir, CltomaFuseMknod,
+    CltomaFuseOpen, CltomaFuseReaddir, CltomaFuseReadlink, CltomaFuseRename, CltomaFuseRmdir, CltomaFuseSetattr,
+    CltomaFuseStatfs, CltomaFuseSustainedInodes, CltomaFuseSymlink, CltomaFuseUnlink, CltomaSetattrLong, Field,
+    HEADER_BYTES, Inode, MatoclFuseFlengHasChanged, MatoclFuseReadlink, MatoclFuseStatfs, MatoclFuseStatfsFree, Packet,
+    Status, Text, WireError, attr_flags, knows_open_flags, lookup_flags, open_flags, opened_flags, readdir_flags,
+    removed_answer_has_inode, statfs_answer_has_free,
 };
 
 use super::{Request, with_header};
 
-/// Serves the packet if it is one of this module's. Returns whether it was.
-pub(super) fn dispatch(request: &mut Request<'_>, kind: u32, payload: &[u8]) -> Result<bool, WireError> {
-    match kind {
-        CltomaFuseStatfs::TYPE => request.statfs(CltomaFuseStatfs::decode(payload)?.msgid),
-        CltomaFuseAccess::TYPE => request.access(&CltomaFuseAccess::decode(payload)?),
-        CltomaFuseLookup::TYPE => request.lookup(&CltomaFuseLookup::decode(payload)?),
-        CltomaFuseGetattr::TYPE => request.getattr(&CltomaFuseGetattr::decode(payload)?),
-        CltomaFuseSetattr::TYPE if request.long_times => request.setattr(&CltomaSetattrLong::decode(payload)?),
-        CltomaFuseSetattr::TYPE => {
-            let packet = CltomaFuseSetattr::decode(payload)?;
-            if packet.gids.is_single() {
-                return Err(WireError::Range { field: "group count", value: 0 }); // MooseFS's dies of it. Spec 31, 31.5
-            }
-            request.setattr(&packet.into())
-        }
-        CltomaFuseReadlink::TYPE => request.readlink(&CltomaFuseReadlink::decode(payload)?),
-        CltomaFuseSymlink::TYPE => request.symlink(&CltomaFuseSymlink::decode(payload)?),
-        CltomaFuseMknod::TYPE => request.mknod(&CltomaFuseMknod::decode(payload)?),
-        CltomaFuseMkdir::TYPE => request.mkdir(&CltomaFuseMkdir::decode(payload)?),
-        CltomaFuseUnlink::TYPE => request.unlink(&CltomaFuseUnlink::decode(payload)?),
-        CltomaFuseRmdir::TYPE => request.rmdir(&CltomaFuseRmdir::decode(payload)?),
-        CltomaFuseRename::TYPE => request.rename(&CltomaFuseRename::decode(payload)?),
-        CltomaFuseLink::TYPE => request.link(&CltomaFuseLink::decode(payload)?),
-        CltomaFuseReaddir::TYPE => request.readdir(&CltomaFuseReaddir::decode(payload)?),
-        CltomaFuseOpen::TYPE => request.open(&CltomaFuseOpen::decode(payload)?),
-        CltomaFuseCreate::TYPE => request.create(&CltomaFuseCreate::decode(payload)?),
-        _ => return Ok(false),
+/// SETATTR in both forms.
+pub(super) fn setattr(request: &mut Request<'_>, payload: &[u8]) -> Result<(), WireError> {
+    if request.long_times {
+        request.setattr(&CltomaSetattrLong::decode(payload)?);
+        return Ok(());
     }
-    Ok(true)
+    let packet = CltomaFuseSetattr::decode(payload)?;
+    if packet.gids.is_single() {
+        return Err(WireError::Range { field: "group count", value: 0 }); // MooseFS's dies of it. Spec 31, 31.5
+    }
+    request.setattr(&packet.into());
+    Ok(())
+}
+
+/// AMTIME_INODES in both forms. Spec 30, 5.3.
+pub(super) fn access_times(request: &mut Request<'_>, payload: &[u8]) -> Result<(), WireError> {
+    let entries = match request.long_times {
+        true => CltomaAmtimeInodesLong::decode(payload)?.entries,
+        false => CltomaFuseAmtimeInodes::decode(payload)?.entries.iter().map(AmtimeEntryLong::from).collect(),
+    };
+    for entry in entries {
+        request.core.namespace.amtime(request.core.time, request.session, entry.inode, entry.atime, entry.mtime);
+    }
+    Ok(())
 }
 
 impl Request<'_> {
-    fn statfs(&mut self, msgid: u32) {
+    pub(super) fn sustained_inodes(&mut self, packet: &CltomaFuseSustainedInodes) {
+        self.core.namespace.sustained_inodes(self.core.time, self.session, &packet.inodes);
+    }
+
+    pub(super) fn statfs(&mut self, &CltomaFuseStatfs { msgid }: &CltomaFuseStatfs) {
         let usage = self.core.namespace.usage(self.session);
         let (total, free, avail) = self.core.space();
         let (_, free) = usage.limit(total, free);
@@ -58,13 +58,13 @@ impl Request<'_> {
         self.finish(msgid, Ok(packet));
     }
 
-    fn access(&mut self, packet: &CltomaFuseAccess) {
+    pub(super) fn access(&mut self, packet: &CltomaFuseAccess) {
         let caller = self.caller(packet.uid, &packet.gids);
         let result = self.core.namespace.access(&caller, packet.inode, packet.mask);
         self.status(packet.msgid, result.err().unwrap_or(Status::OK));
     }
 
-    fn lookup(&mut self, packet: &CltomaFuseLookup) {
+    pub(super) fn lookup(&mut self, packet: &CltomaFuseLookup) {
         let msgid = packet.msgid;
         let caller = self.caller(packet.uid, packet.gids.as_slice());
         let found = match self.core.namespace.lookup(&caller, packet.parent, packet.name.as_bytes()) {
@@ -105,7 +105,7 @@ impl Request<'_> {
         Some(ChunkZero { protocolid: 2, chunkid, version, locations })
     }
 
-    fn getattr(&mut self, packet: &CltomaFuseGetattr) {
+    pub(super) fn getattr(&mut self, packet: &CltomaFuseGetattr) {
         let gids = [packet.gid];
         let caller = self.caller(packet.uid, &gids);
         let result = self.core.namespace.getattr(&caller, packet.inode, packet.opened != 0);
@@ -138,7 +138,7 @@ impl Request<'_> {
         self.finish(msgid, result);
     }
 
-    fn readlink(&mut self, packet: &CltomaFuseReadlink) {
+    pub(super) fn readlink(&mut self, packet: &CltomaFuseReadlink) {
         let msgid = packet.msgid;
         let caller = self.caller(0, &[0]);
         let result = self.core.namespace.readlink(&caller, packet.inode).map(|mut target| {
@@ -148,7 +148,7 @@ impl Request<'_> {
         self.finish(msgid, result);
     }
 
-    fn symlink(&mut self, packet: &CltomaFuseSymlink) {
+    pub(super) fn symlink(&mut self, packet: &CltomaFuseSymlink) {
         let caller = self.caller(packet.uid, packet.gids.as_slice());
         let end = packet.target.0.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         let target = &packet.target.0[..end];
@@ -156,7 +156,7 @@ impl Request<'_> {
         self.node_answer(packet.msgid, result);
     }
 
-    fn mknod(&mut self, packet: &CltomaFuseMknod) {
+    pub(super) fn mknod(&mut self, packet: &CltomaFuseMknod) {
         let caller = self.caller(packet.uid, packet.gids.as_slice());
         let (name, kind) = (packet.name.as_bytes(), packet.kind);
         let namespace = &mut self.core.namespace;
@@ -164,20 +164,20 @@ impl Request<'_> {
         self.node_answer(packet.msgid, result);
     }
 
-    fn mkdir(&mut self, packet: &CltomaFuseMkdir) {
+    pub(super) fn mkdir(&mut self, packet: &CltomaFuseMkdir) {
         let caller = self.caller(packet.uid, packet.gids.as_slice());
         let (name, copy) = (packet.name.as_bytes(), packet.copysgid != 0);
         let result = self.core.namespace.mkdir(&caller, packet.parent, name, packet.mode, packet.umask, copy);
         self.node_answer(packet.msgid, result);
     }
 
-    fn unlink(&mut self, packet: &CltomaFuseUnlink) {
+    pub(super) fn unlink(&mut self, packet: &CltomaFuseUnlink) {
         let caller = self.caller(packet.uid, packet.gids.as_slice());
         let result = self.core.namespace.unlink(&caller, packet.parent, packet.name.as_bytes());
         self.removed_answer(packet.msgid, result);
     }
 
-    fn rmdir(&mut self, packet: &CltomaFuseRmdir) {
+    pub(super) fn rmdir(&mut self, packet: &CltomaFuseRmdir) {
         let caller = self.caller(packet.uid, packet.gids.as_slice());
         let result = self.core.namespace.rmdir(&caller, packet.parent, packet.name.as_bytes());
         self.removed_answer(packet.msgid, result);
@@ -194,7 +194,7 @@ impl Request<'_> {
         }
     }
 
-    fn rename(&mut self, packet: &CltomaFuseRename) {
+    pub(super) fn rename(&mut self, packet: &CltomaFuseRename) {
         // Exchange and "no replacement" are of 4.x, which does not send them to the version that we announce.
         if packet.mode.is_some_and(|mode| mode != 0) {
             return self.status(packet.msgid, Status::EINVAL);
@@ -206,14 +206,14 @@ impl Request<'_> {
         self.node_answer(packet.msgid, result);
     }
 
-    fn link(&mut self, packet: &CltomaFuseLink) {
+    pub(super) fn link(&mut self, packet: &CltomaFuseLink) {
         let caller = self.caller(packet.uid, packet.gids.as_slice());
         let name = packet.name.as_bytes();
         let result = self.core.namespace.link(&caller, packet.inode, packet.parent_dst, name);
         self.node_answer(packet.msgid, result);
     }
 
-    fn readdir(&mut self, packet: &CltomaFuseReaddir) {
+    pub(super) fn readdir(&mut self, packet: &CltomaFuseReaddir) {
         let msgid = packet.msgid;
         let caller = self.caller(packet.uid, packet.gids.as_slice());
         let with_attr = packet.flags & readdir_flags::WITHATTR != 0;
@@ -265,7 +265,7 @@ impl Request<'_> {
         self.finish(msgid, result);
     }
 
-    fn open(&mut self, packet: &CltomaFuseOpen) {
+    pub(super) fn open(&mut self, packet: &CltomaFuseOpen) {
         let msgid = packet.msgid;
         let caller = self.caller(packet.uid, packet.gids.as_slice());
         let opened = match self.core.namespace.open(&caller, packet.inode, packet.flags) {
@@ -292,7 +292,7 @@ impl Request<'_> {
         self.finish(msgid, Ok(packet));
     }
 
-    fn create(&mut self, packet: &CltomaFuseCreate) {
+    pub(super) fn create(&mut self, packet: &CltomaFuseCreate) {
         let msgid = packet.msgid;
         let caller = self.caller(packet.uid, packet.gids.as_slice());
         let name = packet.name.as_bytes();

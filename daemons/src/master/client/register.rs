@@ -7,12 +7,20 @@ use wire::{
     SessionLimits, Status, VersionWord, session_flags,
 };
 
-use super::{Class, client_keep_alive};
+use super::requests::Entry;
+use super::{Class, bad, client_keep_alive};
+use crate::master::Shared;
 use crate::master::core::Core;
 use crate::master::exports::{Grant, Request};
 
 /// One register packet. An error is the reason to hang up.
-pub(super) fn register(core: &mut Core, id: u64, packet: CltomaFuseRegister, random: [u64; 4]) -> Result<(), String> {
+pub(super) fn register(master: &Shared, id: u64, asked: &'static Entry, payload: &[u8]) -> Result<(), String> {
+    let packet = CltomaFuseRegister::decode(payload).map_err(|error| bad(asked, error))?;
+    let random = [(); 4].map(|()| master.ring.random_u64());
+    master.with(|core, _| register_as(core, id, packet, random))
+}
+
+fn register_as(core: &mut Core, id: u64, packet: CltomaFuseRegister, random: [u64; 4]) -> Result<(), String> {
     let link = core.clients.get(&id).ok_or("the connection is closed")?;
     let is_close = matches!(packet, CltomaFuseRegister::CloseSession { .. });
     if is_close != link.session.is_some() {
