@@ -502,6 +502,45 @@ fn who_is_told_of_anothers_change_is_told_when_that_is_durable() {
 }
 
 #[test]
+fn no_answer_to_a_change_leaves_before_what_was_changed_earlier_is_durable() {
+    let scene = Scene::new(29);
+    let slow = Duration::from_millis(400);
+    let (node, other) = (scene.world.node(Ipv4Addr::new(10, 0, 0, 21)), scene.world.node(Ipv4Addr::new(10, 0, 0, 22)));
+    let mount = |node| scene.world.run(node, |ring| async move { Peer::mount(&ring).await }).unwrap();
+    let (mut first, mut second) = (mount(node), mount(other));
+    scene.world.break_disk(scene.master, Path::new("/"), sim::DiskFault::Slow(slow));
+    let mut seed = wire::Seed(1);
+    let mut answered = 0;
+    for kind in super::client::changing_requests() {
+        let made = scene.world.spawn(node, move |_| async move {
+            first.create(&format!("name{kind}")).await.expect("it is new");
+            first
+        });
+        scene.world.run_for(Duration::from_millis(20));
+        // Nearly all samples are refused, for the inodes that they name do not exist.
+        let entry = wire::registry::forms_of(kind).next().expect("a request is a packet");
+        let payload = (entry.sample)(&mut seed);
+        let length = u32::try_from(payload.len()).unwrap();
+        let packet = [&Header { kind, length }.encode()[..], &payload].concat();
+        let asked = scene.world.spawn(other, move |_| async move {
+            second.send(packet).await;
+            let answer = second.next().await;
+            (answer, second)
+        });
+        scene.world.run_for(slow / 2);
+        assert!(!asked.is_finished(), "{}: answered before the name was durable", entry.name);
+        scene.world.run_for(slow * 4);
+        assert!(made.is_finished() && asked.is_finished(), "{}: no answer", entry.name);
+        first = scene.world.run(node, |_| async move { made.await.unwrap() }).unwrap();
+        let (answer, peer) = scene.world.run(other, |_| async move { asked.await.unwrap() }).unwrap();
+        assert_eq!(answer.map(|(kind, _)| kind), Some(kind + 1), "{}", entry.name);
+        second = peer;
+        answered += 1;
+    }
+    assert!(answered > 20);
+}
+
+#[test]
 fn a_second_writer_waits_for_the_first() {
     let scene = Scene::new(3);
     let _server = scene.chunkserver(11);

@@ -375,7 +375,7 @@ pub(super) fn write_chunk_end(request: &mut Request<'_>, packet: &CltomaFuseWrit
         core.notify_openers(inode, request.id, &changed.encode());
     }
     let status = result.err().unwrap_or(Status::OK);
-    request.core.reply(&request.link.outbox, MatoclFuseWriteChunkEnd { msgid, status }.encode());
+    request.reply(MatoclFuseWriteChunkEnd { msgid, status }.encode());
 }
 
 // --- cutting

@@ -82,7 +82,7 @@ struct Who {
 
 impl Who {
     fn reply(&self, core: &mut Core, packet: Vec<u8>) {
-        core.reply(&self.link.outbox, packet);
+        core.answer(&self.link.outbox, self.purpose, packet);
     }
 }
 
@@ -328,6 +328,17 @@ fn with_header(kind: u32, mut out: Vec<u8>) -> Vec<u8> {
     let length = u32::try_from(out.len() - HEADER_BYTES).expect("answers are far below 4 GiB");
     out[..HEADER_BYTES].copy_from_slice(&Header { kind, length }.encode());
     out
+}
+
+/// Numbers of the requests in a session that ask for a change.
+#[cfg(test)]
+pub(super) fn changing_requests() -> impl Iterator<Item = u32> {
+    let in_session = |entry: &&Entry| !matches!(entry.serve, Serve::Anybody(_));
+    requests::REQUESTS
+        .iter()
+        .filter(in_session)
+        .filter(|entry| entry.purpose == Purpose::Changes)
+        .map(|entry| entry.kind)
 }
 
 fn client_keep_alive() -> KeepAlive {
