@@ -227,17 +227,31 @@ impl History {
             let _ = self.namespace.rollback(now, inode, index, grant.previous, grant.chunk);
             return;
         }
+        self.settle(grant.chunk, detail);
         let end = u64::from(index) * u64::from(wire::limits::CHUNK_BYTES) + u64::from(detail);
         let length = grant.length.max(end);
         let _ = self.namespace.write_end(session, VersionWord::OURS, now, inode, grant.chunk, length, false);
+    }
+
+    /// What was begun is done, in most cases, and sometimes at a second try.
+    fn settle(&mut self, chunk: wire::ChunkId, detail: u32) {
+        let Some(mut version) = self.namespace.chunk(chunk).map(|record| record.version) else { return };
+        if detail % 16 == 2 {
+            version = version.next();
+            let _ = self.namespace.raise_chunk(self.now, chunk, version);
+        }
+        if detail % 16 != 1 {
+            let _ = self.namespace.set_chunk_version(self.now, chunk, version);
+        }
     }
 
     fn truncate(&mut self, inode: Inode, detail: u32) {
         let (now, length) = (self.now, u64::from(detail) * 100);
         let root = Caller { session: self.session, version: VersionWord::OURS, uid: 0, gids: &[0], now };
         if let Ok(Truncate::Chunk { index, .. }) = self.namespace.truncate(&root, inode, 0, length)
-            && let Ok(grant) = self.namespace.grant_truncate(now, inode, index)
+            && let Ok(grant) = self.namespace.grant_truncate(now, inode, index, length)
         {
+            self.settle(grant.chunk, detail);
             let _ = self.namespace.truncate_finish(&root, inode, 0, length, grant.chunk);
         }
     }

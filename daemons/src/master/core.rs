@@ -51,8 +51,8 @@ pub(super) struct Core {
     pub(super) waiting: BTreeMap<ChunkId, Waiting>,
     /// Sessions that a client closed; they go at the next look. Spec 30, 4.5.
     pub(super) closed_sessions: BTreeSet<SessionId>,
-    /// Chunks whose writers the last master did not hear the end of. See `client::data`.
-    pub(super) unfinished_chunks: BTreeSet<ChunkId>,
+    /// New chunks whose writers the last master did not hear the end of, with what was in their place. See `client::data`.
+    pub(super) newborn_chunks: BTreeMap<ChunkId, Option<ChunkId>>,
     /// Who was granted a chunk last, as long as it is locked: for people who ask.
     pub(super) writers: BTreeMap<ChunkId, SessionId>,
     pub(super) operations: client::operations::Operations,
@@ -116,7 +116,7 @@ impl Core {
             parked: BTreeMap::new(),
             waiting: BTreeMap::new(),
             closed_sessions: BTreeSet::new(),
-            unfinished_chunks: loaded.unfinished_chunks,
+            newborn_chunks: loaded.newborn_chunks,
             writers: BTreeMap::new(),
             operations: client::operations::Operations::default(),
             tally: Tally::default(),
@@ -141,7 +141,12 @@ impl Core {
 
     /// After loading, before anybody is served.
     pub(super) fn start(&mut self) {
+        let time = self.time;
         self.count_absent_servers();
+        // Nobody was told of these.
+        for (chunk, inode, index) in self.namespace.unattached_chunks() {
+            self.must(chunk, |namespace| namespace.rollback(time, inode, index, None, chunk));
+        }
         let connected: Vec<SessionId> =
             self.namespace.sessions().filter(|(_, session)| session.disconnected == 0).map(|(id, _)| id).collect();
         for session in connected {
@@ -184,8 +189,14 @@ impl Core {
         let time = self.time;
         match effect {
             Effect::Send { server, command } => self.send_command(server, command),
+            Effect::Raise { chunk, version } => {
+                self.must(chunk, |namespace| namespace.raise_chunk(time, chunk, version));
+            }
+            // A file that was cut meanwhile does not take its own copy of a shared chunk: whoever waits is told.
             Effect::SetVersion { chunk, version } => {
-                self.must(chunk, |namespace| namespace.set_chunk_version(time, chunk, version));
+                if let Err(status) = self.namespace.set_chunk_version(time, chunk, version) {
+                    debug!(%chunk, %status, "what was begun with the chunk cannot be ended");
+                }
             }
             Effect::RemoveRecord { chunk, version } => {
                 self.must(chunk, |namespace| namespace.chunk_delete(time, chunk, version));

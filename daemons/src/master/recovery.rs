@@ -3,11 +3,11 @@
 //! What to take is decided in `meta::recovery`; here files are read, lines replayed, and what was torn is cut off, so
 //! that the journal can go on where the sound lines end.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
 
-use meta::change::Change;
+use meta::change::{Change, raise};
 use meta::image::Digest;
 use meta::image::{ImageHeader, Loader};
 use meta::journal::{self, Batch, SurveyEnd};
@@ -48,6 +48,8 @@ pub(super) struct Loaded {
     pub(super) deleted_chunks: Vec<ChunkId>,
     /// Chunks that were granted to a writer and never let go of in the replayed lines.
     pub(super) unfinished_chunks: BTreeSet<ChunkId>,
+    /// New ones among them, with the chunk that was in their place.
+    pub(super) newborn_chunks: BTreeMap<ChunkId, Option<ChunkId>>,
 }
 
 /// Loads what the data folder holds, or makes what it asks for. Errors: `Recovery` says why not, and what to do.
@@ -210,6 +212,7 @@ async fn make_new(ring: &Ring, settings: &Settings) -> Result<Loaded, MasterErro
         tail: Batch::default(),
         deleted_chunks: Vec::new(),
         unfinished_chunks: BTreeSet::new(),
+        newborn_chunks: BTreeMap::new(),
     })
 }
 
@@ -366,7 +369,7 @@ struct Replayed {
     image: String,
     namespace: Namespace,
     changes: u64,
-    unfinished: BTreeSet<ChunkId>,
+    open: OpenWrites,
     journals: Vec<JournalFacts>,
     logs_of_moosefs: Vec<(String, u64)>,
 }
@@ -393,16 +396,16 @@ async fn load_and_replay(
         }
     };
     let mut changes = 0u64;
-    let mut unfinished = BTreeSet::new();
+    let mut open = OpenWrites::default();
     for (name, bytes) in &plan.journals {
-        changes += replay(ring, folder, name, bytes, &mut namespace, &mut unfinished).await?;
+        changes += replay(ring, folder, name, bytes, &mut namespace, &mut open).await?;
     }
     if namespace.version() != plan.to {
         let reached = namespace.version();
         let text = format!("the metadata reach change {reached}, not {}: the files change meanwhile", plan.to);
         return Err(MasterError::Recovery(text));
     }
-    Ok(Replayed { plan, image, namespace, changes, unfinished, journals, logs_of_moosefs })
+    Ok(Replayed { plan, image, namespace, changes, open, journals, logs_of_moosefs })
 }
 
 async fn recover(
@@ -414,7 +417,7 @@ async fn recover(
 ) -> Result<Loaded, MasterError> {
     let folder = &settings.data_path;
     let replayed = load_and_replay(ring, settings, names, headers, of_moosefs).await?;
-    let Replayed { plan, image, mut namespace, changes: applied, unfinished, journals, logs_of_moosefs } = replayed;
+    let Replayed { plan, image, mut namespace, changes: applied, open, journals, logs_of_moosefs } = replayed;
     for remark in &plan.remarks {
         warn!("recovery: {remark}");
     }
@@ -463,7 +466,8 @@ async fn recover(
     let deleted_chunks = namespace.take_deleted_chunks();
     let journal_version = namespace.version();
     let tail = tail(ring, folder, journal_version).await?;
-    Ok(Loaded { namespace, journal_version, tail, deleted_chunks, unfinished_chunks: unfinished })
+    let OpenWrites { unfinished: unfinished_chunks, newborn: newborn_chunks } = open;
+    Ok(Loaded { namespace, journal_version, tail, deleted_chunks, unfinished_chunks, newborn_chunks })
 }
 
 /// The last lines of the newest journal file, if they end right before `next`. A metalogger that comes back compares its
@@ -598,6 +602,13 @@ async fn load_image(ring: &Ring, path: &Path, policy: Policy) -> Result<Namespac
     loader.finish(policy).map_err(|error| error.to_string())
 }
 
+/// Grants of chunks whose end the replayed lines do not show.
+#[derive(Default)]
+struct OpenWrites {
+    unfinished: BTreeSet<ChunkId>,
+    newborn: BTreeMap<ChunkId, Option<ChunkId>>,
+}
+
 /// Applies the lines of a file that the metadata does not have yet. Returns how many.
 async fn replay(
     ring: &Ring,
@@ -605,7 +616,7 @@ async fn replay(
     name: &str,
     at: &Range<u64>,
     namespace: &mut Namespace,
-    unfinished: &mut BTreeSet<ChunkId>,
+    open: &mut OpenWrites,
 ) -> Result<u64, MasterError> {
     let lines = run(ring, folder, name, at).await?;
     let mut applied = 0;
@@ -616,15 +627,27 @@ async fn replay(
             continue;
         }
         let entry = journal::parse(line).map_err(|error| refuse(error.to_string()))?;
+        let before = match entry.change {
+            Change::Write { inode, index, .. } => namespace.chunk_in_slot(inode, index),
+            _ => None,
+        };
         namespace.replay(&entry).map_err(|error| refuse(error.to_string()))?;
         applied += 1;
         match entry.change {
-            Change::Write { .. } => {
-                unfinished.extend(entry.outcome.values().first().map(|chunk| ChunkId(*chunk)));
+            Change::Write { raise_version, .. } => {
+                let Some(chunk) = entry.outcome.values().first().map(|chunk| ChunkId(*chunk)) else { continue };
+                if before != Some(chunk) && raise_version != raise::BEGUN || before.is_none() {
+                    open.newborn.insert(chunk, before);
+                }
+                if raise_version != raise::BEGUN {
+                    open.unfinished.insert(chunk);
+                }
             }
             Change::Unlock { chunk } | Change::Rollback { chunk, .. } => {
-                unfinished.remove(&chunk);
+                open.unfinished.remove(&chunk);
+                open.newborn.remove(&chunk);
             }
+            Change::SetVersion { chunk, .. } | Change::Raise { chunk, .. } => drop(open.unfinished.remove(&chunk)),
             _ => {}
         }
     }

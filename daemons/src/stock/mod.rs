@@ -132,6 +132,16 @@ fn try_export(arguments: &ExportArguments) -> Result<(), String> {
         file_in(&arguments.from, "a Mooring master leaves it when it is stopped in order: start it once and stop it")?;
     let namespace = load_ours(&from)?;
     describe(&namespace);
+    let in_doubt: Vec<String> =
+        namespace.chunks().filter(|chunk| !chunk.is_settled()).map(|chunk| chunk.id.to_string()).collect();
+    if !in_doubt.is_empty() {
+        say(&format!(
+            "note          {} chunks have a change in doubt, whose copies may differ in version, which MooseFS does not \
+             heal: start this master with all chunkservers, wait half a minute, stop it and export again. They are {}",
+            in_doubt.len(),
+            in_doubt.join(" ")
+        ));
+    }
     let now = now();
     new_file::write_durably(&arguments.to, &mut |sink| stock::write(&namespace, now, sink))?;
     say(&format!(

@@ -10,7 +10,8 @@ use wire::limits::{CHUNK_BYTES, CHUNK_INDEX_MAX, FILE_BYTES_MAX, GOAL_MAX, NAME_
 use wire::{ChunkId, Inode, NodeKind, SessionId, Status, Time};
 
 use crate::acl::{self, Acl};
-use crate::change::{Bytes, Change, LockLetter};
+use crate::change::{Bytes, Change, LockLetter, raise};
+use crate::chunk_table::Attach;
 use crate::class::{LabelSets, StorageClass};
 use crate::journal::Outcome;
 use crate::locks::{LockKind, LockOwner, RangeLock};
@@ -121,11 +122,12 @@ pub(crate) fn apply(state: &mut State, change: &Change<'_>, now: Time) -> Applie
         Change::FreeInodes { delay_seconds } => free_inodes(state, *delay_seconds, now.seconds()),
 
         Change::Write { inode, index, raise_version, touch_times } => {
-            write(state, *inode, *index, *raise_version != 0, *touch_times != 0, now)
+            write(state, *inode, *index, *raise_version, *touch_times != 0, now)
         }
+        Change::Cut { inode, index, length } => cut(state, *inode, *index, *length, now),
         Change::Length { inode, length, touch_times } => set_length(state, *inode, *length, *touch_times != 0, now),
         Change::Truncate { inode, index } => {
-            let chunk = grant(state, *inode, *index, true, now)?;
+            let chunk = grant(state, *inode, *index, raise::AT_ONCE, None, now)?;
             Ok(chunk_outcome(state, chunk))
         }
         Change::Unlock { chunk } => {
@@ -142,9 +144,13 @@ pub(crate) fn apply(state: &mut State, change: &Change<'_>, now: Time) -> Applie
             chunk_add(state, *chunk, version.0, *locked_to, now.seconds())
         }
         Change::ChunkDelete { chunk, version } => chunk_delete(state, *chunk, version.0, now.seconds()),
-        Change::SetVersion { chunk, version } => {
+        Change::SetVersion { chunk, version } => settle(state, *chunk, version.0),
+        Change::Raise { chunk, version } => {
             let slot = chunk_slot(state, *chunk)?;
-            state.chunks.set_version(slot, version.0);
+            if *version <= state.chunks.at(slot).version {
+                return Err(Status::WRONGVERSION);
+            }
+            state.chunks.raise(slot, version.0, None);
             DONE
         }
         Change::NextChunkId { next } => {
@@ -891,30 +897,83 @@ fn free_inodes(state: &mut State, delay_seconds: u32, now: u32) -> Applied {
 
 // --- file data and chunks
 
-/// A chunk to write into at a slot: the file's own, with a higher version if asked for, or a new one. Spec 41, 4.
-fn grant(state: &mut State, inode: Inode, index: u32, raise_version: bool, now: Time) -> Result<u32, Status> {
+/// A chunk to write into at a slot: the file's own, with a higher version if asked for, or a new one. `cut`: the chunk
+/// will have so many bytes. Spec 41, 4.
+fn grant(
+    state: &mut State,
+    inode: Inode,
+    index: u32,
+    raise_version: u8,
+    cut: Option<u32>,
+    now: Time,
+) -> Result<u32, Status> {
     let node = *data_node(state, inode)?;
     if index > CHUNK_INDEX_MAX {
         return Err(Status::INDEXTOOBIG);
     }
     let mut chunk = state.chunk_of(&node, index);
-    if chunk == 0 || state.chunks.at(chunk).references > 1 {
+    if chunk == 0 {
         chunk = state.chunks.create();
         state.put_chunk(inode.0, index, chunk);
-    } else if raise_version {
+    } else if state.chunks.at(chunk).references > 1 {
+        let previous = state.chunks.at(chunk).id.0;
+        chunk = state.chunks.create();
+        if raise_version == raise::BEGUN {
+            state.chunks.attach_later(chunk, Attach { inode: inode.0, index, previous });
+        } else {
+            state.put_chunk(inode.0, index, chunk);
+        }
+    } else if raise_version != raise::NO {
         let version = state.chunks.at(chunk).version.next();
-        state.chunks.set_version(chunk, version.0);
+        if raise_version == raise::BEGUN {
+            state.chunks.raise(chunk, version.0, cut);
+        } else {
+            state.chunks.set_version(chunk, version.0);
+        }
     }
     state.chunks.set_locked_to(chunk, now.seconds().saturating_add(WRITE_LOCK_SECONDS));
     Ok(chunk)
+}
+
+/// What was begun with a chunk is done, on all copies that count.
+fn settle(state: &mut State, chunk: ChunkId, version: u32) -> Applied {
+    let slot = chunk_slot(state, chunk)?;
+    if let Some(Attach { inode, index, previous }) = state.chunks.attach_of(slot) {
+        let node = *data_node(state, Inode(inode))?;
+        let present = state.chunk_of(&node, index);
+        if present == 0 || state.chunks.at(present).id.0 != previous {
+            return Err(Status::WRONGCHUNKID); // the file was cut, or became another's copy, meanwhile
+        }
+        state.put_chunk(inode, index, slot);
+    }
+    state.chunks.set_version(slot, version);
+    DONE
+}
+
+/// The chunk that holds a file's new end is about to be cut. A shorter length holds at once, so that whatever becomes of
+/// the copies, nobody reads what was to be cut off; that it does not come back when the file grows is what `cut` in the
+/// chunk's record is for. A chunk that is shared stays as it is, and so does the length, until the file's own is there.
+fn cut(state: &mut State, inode: Inode, index: u32, length: u64, now: Time) -> Applied {
+    if length > FILE_BYTES_MAX {
+        return Err(Status::INDEXTOOBIG);
+    }
+    let in_chunk = (length % u64::from(CHUNK_BYTES)) as u32;
+    let present = state.chunk_of(data_node(state, inode)?, index);
+    let shared = present != 0 && state.chunks.at(present).references > 1;
+    let chunk = grant(state, inode, index, raise::BEGUN, Some(in_chunk), now)?;
+    if !shared && length < state.at(inode.0).length() {
+        state.set_length(inode.0, length);
+        file_changed(state, inode.0, true, now);
+    }
+    Ok(chunk_outcome(state, chunk))
 }
 
 fn chunk_outcome(state: &State, chunk: u32) -> Outcome {
     Outcome::of([state.chunks.at(chunk).id.0])
 }
 
-fn write(state: &mut State, inode: Inode, index: u32, raise_version: bool, touch_times: bool, now: Time) -> Applied {
-    let chunk = grant(state, inode, index, raise_version, now)?;
+fn write(state: &mut State, inode: Inode, index: u32, raise_version: u8, touch_times: bool, now: Time) -> Applied {
+    let chunk = grant(state, inode, index, raise_version, None, now)?;
     state.raise_length(inode.0, u64::from(index) * u64::from(CHUNK_BYTES));
     file_changed(state, inode.0, touch_times, now);
     Ok(chunk_outcome(state, chunk))
@@ -940,8 +999,13 @@ fn set_length(state: &mut State, inode: Inode, length: u64, touch_times: bool, n
 }
 
 fn rollback(state: &mut State, inode: Inode, index: u32, previous: ChunkId, chunk: ChunkId) -> Applied {
-    let node = *data_node(state, inode)?;
     let slot = chunk_slot(state, chunk)?;
+    if state.chunks.forget_attach(slot).is_some() {
+        state.chunks.set_locked_to(slot, 0);
+        state.chunks.release(slot);
+        return DONE;
+    }
+    let node = *data_node(state, inode)?;
     if previous != chunk {
         let previous = if previous.0 == 0 { 0 } else { chunk_slot(state, previous)? };
         if state.chunk_of(&node, index) != slot {

@@ -116,9 +116,12 @@ changes! {
     FreeInodes "FREEINODES" (delay_seconds: u32) 3
 
     // File data and chunks.
+    /// `raise_version`: see `raise`.
     Write "WRITE" (inode: Inode, index: u32, raise_version: u8, touch_times: u8) 1
     Length "LENGTH" (inode: Inode, length: u64, touch_times: u8) 0
     Truncate "TRUNC" (inode: Inode, index: u32) 1
+    /// The chunk that holds the new end is being cut; a shorter length holds from now on. SETVERSION ends it.
+    Cut "CUT" (inode: Inode, index: u32, length: u64) 1
     Unlock "UNLOCK" (chunk: ChunkId) 0
     Rollback "ROLLBACK" (inode: Inode, index: u32, previous: ChunkId, chunk: ChunkId) 0
     /// Version 0: the slot is emptied.
@@ -129,7 +132,10 @@ changes! {
     Archive "ARCHCHG" (inode: Inode, uid: u32, command: u8) 3
     ChunkAdd "CHUNKADD" (chunk: ChunkId, version: Version, locked_to: u32) 0
     ChunkDelete "CHUNKDEL" (chunk: ChunkId, version: Version) 0
+    /// The chunk has this version: what was begun is done. A file's own copy of a shared chunk goes into the file.
     SetVersion "SETVERSION" (chunk: ChunkId, version: Version) 0
+    /// Copies are about to be given this version; SETVERSION ends it.
+    Raise "RAISE" (chunk: ChunkId, version: Version) 0
 
     NextChunkId "NEXTCHUNKID" (next: ChunkId) 0
 
@@ -158,6 +164,17 @@ changes! {
     ClassDuplicate "SCDUP" (source: Bytes<'a>, target: Bytes<'a>) 2
     ClassRename "SCREN" (source: Bytes<'a>, target: Bytes<'a>) 1
     ClassDelete "SCDEL" (name: Bytes<'a>) 1
+}
+
+/// Values of `raise_version`.
+pub mod raise {
+    /// The chunk's copies all have its version.
+    pub const NO: u8 = 0;
+    /// Version + 1, or a chunk of its own for one that is shared: lines of programs that did not write down how that
+    /// ended.
+    pub const AT_ONCE: u8 = 1;
+    /// The same is begun; SETVERSION ends it.
+    pub const BEGUN: u8 = 2;
 }
 
 /// Gids as `[1,2,3]`.

@@ -25,9 +25,37 @@ pub struct ChunkRecord {
     pub references: u32,
     /// Storage class that decides about its copies; 0 if no file holds it.
     pub class: u8,
+    /// Version of the last writer that was let in. Below `version` while a change of the chunk was begun and not ended.
+    pub floor: Version,
+    /// Bytes to which its copies must be cut before it may grow or be written.
+    pub cut: Option<u32>,
+}
+
+/// A change of a chunk that was begun, and whose end the journal does not show. docs/versions.md.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Unsettled {
+    /// Version of the last writer that was let in; 0: none was.
+    pub(crate) floor: u32,
+    pub(crate) cut: Option<u32>,
+    /// The chunk is a file's own copy of a shared one, not in the file yet.
+    pub(crate) attach: Option<Attach>,
+}
+
+/// Where a chunk goes once it is settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Attach {
+    pub(crate) inode: u32,
+    pub(crate) index: u32,
+    /// Id of the chunk whose place it takes.
+    pub(crate) previous: u64,
 }
 
 impl ChunkRecord {
+    /// Whoever was told that he may write it was told of its present version.
+    pub fn is_settled(&self) -> bool {
+        self.floor == self.version
+    }
+
     pub fn is_locked(&self, now: u32) -> bool {
         self.locked_to >= now && self.locked_to != 0
     }
@@ -52,6 +80,8 @@ pub(crate) struct ChunkTable {
     /// While an image is read: what is on its way into the index.
     filling: Option<Box<Filling>>,
     next_id: u64,
+    /// By slot: few.
+    unsettled: BTreeMap<u32, Unsettled>,
     /// References by class, of chunks that files of several classes hold.
     mixed: BTreeMap<u32, BTreeMap<u8, u32>>,
     /// Chunks that lost their last file since the caller asked last.
@@ -69,6 +99,7 @@ impl ChunkTable {
             index: Index::new(),
             filling: None,
             next_id: 1,
+            unsettled: BTreeMap::new(),
             mixed: BTreeMap::new(),
             released: Vec::new(),
             touched: Vec::new(),
@@ -103,8 +134,11 @@ impl ChunkTable {
             return None;
         }
         let chunk = self.chunks.get(slot);
+        let unsettled = if self.unsettled.is_empty() { None } else { self.unsettled.get(&slot) };
         (chunk.id != 0).then_some(ChunkRecord {
             slot,
+            floor: Version(unsettled.map_or(chunk.version, |unsettled| unsettled.floor)),
+            cut: unsettled.and_then(|unsettled| unsettled.cut),
             id: ChunkId(chunk.id),
             version: Version(chunk.version),
             locked_to: chunk.locked_to,
@@ -173,13 +207,57 @@ impl ChunkTable {
     pub(crate) fn remove(&mut self, slot: u32) {
         let chunk = self.chunks.remove(slot);
         assert!(chunk.references == 0, "only chunks without files are removed");
+        self.unsettled.remove(&slot);
         self.deleted.push(ChunkId(chunk.id));
         let found = self.index.remove(hash_of(chunk.id), |at| at == slot);
         debug_assert_eq!(found, Some(slot));
     }
 
+    /// The chunk has this version, and nothing about it is in doubt.
     pub(crate) fn set_version(&mut self, slot: u32, version: u32) {
         self.chunks.get_mut(slot).version = version;
+        self.unsettled.remove(&slot);
+    }
+
+    /// A change to this version begins: copies may have it or an older one, down to that of the last writer. `cut`: they
+    /// are to be cut to so many bytes.
+    pub(crate) fn raise(&mut self, slot: u32, version: u32, cut: Option<u32>) {
+        let chunk = self.chunks.get_mut(slot);
+        let unsettled =
+            self.unsettled.entry(slot).or_insert(Unsettled { floor: chunk.version, cut: None, attach: None });
+        unsettled.cut = cut.or(unsettled.cut);
+        chunk.version = version;
+    }
+
+    /// The chunk, new, goes to a slot of a file once it is settled.
+    pub(crate) fn attach_later(&mut self, slot: u32, attach: Attach) {
+        self.unsettled.insert(slot, Unsettled { floor: 0, cut: None, attach: Some(attach) });
+    }
+
+    /// The chunk will not take another's place.
+    pub(crate) fn forget_attach(&mut self, slot: u32) -> Option<Attach> {
+        let attach = self.unsettled.get(&slot)?.attach?;
+        self.unsettled.remove(&slot);
+        Some(attach)
+    }
+
+    /// No file will hold the chunk: the caller of `take_released` hears of it.
+    pub(crate) fn release(&mut self, slot: u32) {
+        self.released.push(ChunkId(self.chunks.get(slot).id));
+    }
+
+    pub(crate) fn attach_of(&self, slot: u32) -> Option<Attach> {
+        self.unsettled.get(&slot)?.attach
+    }
+
+    /// Changes in doubt, by slot.
+    pub(crate) fn unsettled(&self) -> impl Iterator<Item = (u32, &Unsettled)> + '_ {
+        self.unsettled.iter().map(|(slot, unsettled)| (*slot, unsettled))
+    }
+
+    /// As an image tells it.
+    pub(crate) fn set_unsettled(&mut self, slot: u32, unsettled: Unsettled) {
+        self.unsettled.insert(slot, unsettled);
     }
 
     pub(crate) fn set_locked_to(&mut self, slot: u32, locked_to: u32) {
@@ -288,6 +366,7 @@ impl ChunkTable {
             index: Index::new(),
             filling: None,
             next_id: self.next_id,
+            unsettled: self.unsettled.clone(),
             mixed: BTreeMap::new(),
             released: Vec::new(),
             touched: Vec::new(),

@@ -8,7 +8,7 @@ use wire::{Attr, ChunkId, Inode, NodeKind, SessionId, Status, Time, Version, Ver
 
 use crate::access::{READ, WRITE, Who};
 use crate::apply::WRITE_LOCK_SECONDS;
-use crate::change::Change;
+use crate::change::{Change, raise};
 use crate::chunk_table::ChunkRecord;
 use crate::namespace::{Caller, Namespace};
 use crate::node::{Figures, eattr, last_chunk_size};
@@ -79,7 +79,8 @@ pub struct Grant {
     pub version: Version,
     /// What the slot held before, for `rollback`.
     pub previous: Option<ChunkId>,
-    /// Bytes of the file now.
+    /// Bytes of the file before and after the change.
+    pub length_before: u64,
     pub length: u64,
     /// Unix seconds.
     pub locked_to: u32,
@@ -247,14 +248,31 @@ impl Namespace {
         touch_times: bool,
     ) -> Result<Grant, Status> {
         let now = now.into();
-        let (raise_version, touch_times) = (u8::from(raise_version), u8::from(touch_times));
+        let raise_version = match raise_version {
+            // Nothing has to be ended of a new chunk in an empty place.
+            true if self.chunk_in_slot(inode, index).is_none() => raise::AT_ONCE,
+            true => raise::BEGUN,
+            false => raise::NO,
+        };
+        let touch_times = u8::from(touch_times);
         self.grant(now, inode, index, &Change::Write { inode, index, raise_version, touch_times })
     }
 
-    /// Writes down that the chunk that holds a file's new end is being cut. Spec 41, 4.4.
-    pub fn grant_truncate(&mut self, now: impl Into<Time>, inode: Inode, index: u32) -> Result<Grant, Status> {
+    /// Writes down that the chunk that holds a file's new end is being cut, for a file of `length` bytes. A shorter length
+    /// holds from now on, unless the chunk is shared. `settle_chunk` ends it. Spec 41, 4.4.
+    pub fn grant_truncate(
+        &mut self,
+        now: impl Into<Time>,
+        inode: Inode,
+        index: u32,
+        length: u64,
+    ) -> Result<Grant, Status> {
         let now = now.into();
-        self.grant(now, inode, index, &Change::Truncate { inode, index })
+        let grant = self.grant(now, inode, index, &Change::Cut { inode, index, length })?;
+        if grant.length < grant.length_before {
+            self.append_ends.remove(&inode.0);
+        }
+        Ok(grant)
     }
 
     fn grant(&mut self, now: Time, inode: Inode, index: u32, change: &Change<'_>) -> Result<Grant, Status> {
@@ -262,12 +280,27 @@ impl Namespace {
         if !node.has_data() {
             return Err(Status::EPERM);
         }
-        let previous = self.chunk_id(self.state.chunk_of(node, index));
-        self.commit(now, change)?;
-        let node = self.state.at(inode.0);
-        let chunk = self.state.chunks.at(self.state.chunk_of(node, index));
+        let (previous, length_before) = (self.chunk_id(self.state.chunk_of(node, index)), node.length());
+        let outcome = self.commit(now, change)?;
+        let slot = self.state.chunks.find(outcome.first()).expect("the change gave this chunk");
+        let chunk = self.state.chunks.at(slot);
         let locked_to = now.seconds().saturating_add(WRITE_LOCK_SECONDS);
-        Ok(Grant { chunk: chunk.id, version: chunk.version, previous, length: node.length(), locked_to })
+        let length = self.state.at(inode.0).length();
+        Ok(Grant { chunk: chunk.id, version: chunk.version, previous, length_before, length, locked_to })
+    }
+
+    /// The chunk that holds the file's end, if its copies must be cut before the file may grow.
+    pub fn owes_cut(&self, inode: Inode) -> Option<ChunkId> {
+        let node = self.state.node(inode.0).filter(|node| node.has_data() && node.length() > 0)?;
+        let record = self.state.chunks.get(self.state.chunk_of(node, last_index(node.length())))?;
+        record.cut.map(|_| record.id)
+    }
+
+    /// Chunks that were to take a shared one's place, and where: of changes that the last master did not end.
+    pub fn unattached_chunks(&self) -> Vec<(ChunkId, Inode, u32)> {
+        let chunks = &self.state.chunks;
+        let unattached = chunks.unsettled().filter_map(|(slot, unsettled)| Some((slot, unsettled.attach?)));
+        unattached.map(|(slot, attach)| (chunks.at(slot).id, Inode(attach.inode), attach.index)).collect()
     }
 
     /// The end of a run of writes: the length, then the lock. `length` 0 = only unlock. Returns the file's length, if
@@ -299,7 +332,10 @@ impl Namespace {
         if self.state.at(inode).has_eattr(eattr::IMMUTABLE) {
             return Err(Status::EPERM);
         }
-        if end > self.state.at(inode).length() {
+        // The file was cut while this was being written, and its last chunk is not cut yet: what was written behind it is
+        // gone, and the length must not say otherwise.
+        let was_cut = self.owes_cut(Inode(inode)).is_some();
+        if end > self.state.at(inode).length() && !was_cut {
             self.raise(who.now, inode, end, touch_times)?;
         }
         Ok(self.state.at(inode).length())
@@ -394,7 +430,8 @@ impl Namespace {
         }
         let chunk_length = (length % u64::from(CHUNK_BYTES)) as u32;
         let index = (length / u64::from(CHUNK_BYTES)) as u32;
-        if length != previous && chunk_length != 0 {
+        let owes_cut = length == previous && self.owes_cut(Inode(inode)).is_some();
+        if (length != previous || owes_cut) && chunk_length != 0 {
             let slot = self.state.chunk_of(&node, index);
             if slot != 0 {
                 let chunk = self.state.chunks.at(slot);
@@ -464,7 +501,14 @@ impl Namespace {
         self.commit(now, &Change::Unlock { chunk }).map(drop)
     }
 
-    /// Errors: `NOCHUNK`.
+    /// Copies are about to be given this version, which is higher than the chunk's. Errors: `NOCHUNK`, `WRONGVERSION`.
+    pub fn raise_chunk(&mut self, now: impl Into<Time>, chunk: ChunkId, version: Version) -> Result<(), Status> {
+        let now = now.into();
+        self.commit(now, &Change::Raise { chunk, version }).map(drop)
+    }
+
+    /// This is the chunk's version, and what was begun with it is done. Errors: `NOCHUNK`; `WRONGCHUNKID`, `ENOENT`: it
+    /// was to take another's place in a file, which has changed.
     pub fn set_chunk_version(&mut self, now: impl Into<Time>, chunk: ChunkId, version: Version) -> Result<(), Status> {
         let now = now.into();
         self.commit(now, &Change::SetVersion { chunk, version }).map(drop)
@@ -497,10 +541,17 @@ impl Namespace {
         Ok(())
     }
 
-    /// Empties a slot whose chunk is lost. Spec 41, 12 "SETFILECHUNK".
-    pub fn clear_file_chunk(&mut self, now: impl Into<Time>, inode: Inode, index: u32) -> Result<(), Status> {
+    /// Puts another chunk, or none, in the place of one that is lost. Spec 41, 12 "SETFILECHUNK".
+    pub fn set_file_chunk(
+        &mut self,
+        now: impl Into<Time>,
+        inode: Inode,
+        index: u32,
+        chunk: Option<ChunkId>,
+    ) -> Result<(), Status> {
         let now = now.into();
-        self.commit(now, &Change::SetFileChunk { inode, index, chunk: ChunkId(0) }).map(drop)
+        let chunk = chunk.unwrap_or(ChunkId(0));
+        self.commit(now, &Change::SetFileChunk { inode, index, chunk }).map(drop)
     }
 
     /// The tests of REPAIR: `EROFS`, `ENOENT`, `EPERM`, `EACCES`. Spec 32, 32.4.
@@ -551,6 +602,17 @@ impl Namespace {
 
     pub fn chunk(&self, id: ChunkId) -> Option<ChunkRecord> {
         self.state.chunks.find(id.0).map(|slot| self.state.chunks.at(slot))
+    }
+
+    /// Bytes of a file, if it is one.
+    pub fn length(&self, inode: Inode) -> Option<u64> {
+        self.state.node(inode.0).filter(|node| node.has_data()).map(|node| node.length())
+    }
+
+    /// What stands at a slot of a file, if that is a file.
+    pub fn chunk_in_slot(&self, inode: Inode, index: u32) -> Option<ChunkId> {
+        let node = self.state.node(inode.0).filter(|node| node.has_data())?;
+        self.chunk_id(self.state.chunk_of(node, index))
     }
 
     pub fn chunk_at_slot(&self, slot: u32) -> Option<ChunkRecord> {

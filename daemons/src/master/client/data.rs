@@ -85,6 +85,8 @@ fn try_once<P: Patient>(master: &Shared, who: &Who, request: &P) -> Option<Wait>
             None
         }
         Attempt::Park { chunk, status } => {
+            // It may be in doubt, with nobody else there who would have that settled.
+            core.chunks.settle(chunk, &core.namespace, &mut core.effects);
             let (ticket, woken) = core.park(chunk, who.id);
             Some(Wait::Parked { chunk, status, ticket, woken })
         }
@@ -128,6 +130,10 @@ async fn wait<P: Patient>(master: Shared, who: Who, request: P, first: Wait, dea
 /// The servers are done. `status` None: the client is gone.
 fn end_operation<P: Patient>(core: &mut Core, who: &Who, request: &P, grant: &Grant, status: Option<Status>, now: u32) {
     let status = match status {
+        // Nobody is let in while a change is in doubt: the file may have been cut while its own copy was being made.
+        Some(Status::OK) if !core.namespace.chunk(grant.chunk).is_some_and(|chunk| chunk.is_settled()) => {
+            Some(Status::NOTDONE)
+        }
         Some(Status::OK) => match request.complete(core, who, grant, now) {
             Ok(packet) => return who.reply(core, packet),
             Err(status) => Some(status),
@@ -171,6 +177,9 @@ impl Patient for CltomaFuseReadChunk {
     }
 
     fn attempt(&self, core: &mut Core, who: &Who, now: u32) -> Attempt {
+        if let Err(status) = drop_stillborn(core, who, self.inode, self.index, now) {
+            return Attempt::Refuse(status);
+        }
         let slot = match core.namespace.check_read(who.session, self.inode, self.index) {
             Ok(slot) => slot,
             Err(status) => return Attempt::Refuse(status),
@@ -182,9 +191,8 @@ impl Patient for CltomaFuseReadChunk {
         if let Err(status) = core.chunks.before_read(chunk, &core.namespace, now) {
             return park_or_refuse(chunk, status);
         }
-        let version = core.namespace.chunk(chunk).map_or(Version(0), |chunk| chunk.version);
-        match core.chunks.locations(chunk, who.link.ip, now) {
-            Ok(locations) => {
+        match core.chunks.locations(chunk, who.link.ip, &core.namespace, now) {
+            Ok((version, locations)) => {
                 core.cache.read(self.inode, who.session);
                 Attempt::Answer(located(self, who, slot.length, chunk, version, &locations))
             }
@@ -269,6 +277,9 @@ fn write_attempt(request: &CltomaFuseWriteChunk, core: &mut Core, who: &Who, now
         return Err(Status::NOSPACE);
     }
     drop_stillborn(core, who, inode, index, now)?;
+    if let Some(chunk) = must_be_cut_first(core, inode, u64::from(index) * u64::from(wire::limits::CHUNK_BYTES)) {
+        return Ok(Attempt::Park { chunk, status: Status::CHUNKBUSY });
+    }
     let (chunk, shared) = match core.namespace.check_write(who.session, client, inode, index)? {
         WriteTarget::Empty => {
             let targets = choose_servers(core, who, inode, now)?;
@@ -284,7 +295,8 @@ fn write_attempt(request: &CltomaFuseWriteChunk, core: &mut Core, who: &Who, now
         Ok(step) => step,
         Err(status) => return Ok(park_or_refuse(chunk, status)),
     };
-    let old = core.namespace.chunk(chunk).ok_or(Status::NOCHUNK)?.version;
+    let record = core.namespace.chunk(chunk).ok_or(Status::NOCHUNK)?;
+    let (old, cut) = (record.version, record.cut);
     let operation = step == WriteStep::Operation;
     let grant = core.namespace.grant_write(core.time, inode, index, operation, touch_times)?;
     if !operation {
@@ -294,29 +306,35 @@ fn write_attempt(request: &CltomaFuseWriteChunk, core: &mut Core, who: &Who, now
         let new = (grant.chunk, grant.version);
         core.chunks.begin_duplicate((chunk, old), new, &mut core.effects);
     } else {
-        core.chunks.begin_set_version(chunk, old, grant.version, &mut core.effects);
+        core.chunks.begin_set_version(chunk, old, grant.version, cut, &mut core.effects);
     }
     Ok(begun(core, who, grant))
 }
 
 /// A crash of the master between a new chunk's grant and its servers' answers leaves a slot with a chunk that exists
-/// nowhere: nobody was ever told that it may be written, so the writer who asks again gets a new one. Only for chunks
-/// that the replayed journal showed as just begun, and when no server that could have it is missing.
+/// nowhere: nobody was ever told that it may be written. It gives its place back to what was there. Only for chunks that
+/// the replayed journal showed as just begun, and when no server that could have it is missing.
 fn drop_stillborn(core: &mut Core, who: &Who, inode: Inode, index: u32, now: u32) -> Result<(), Status> {
-    if core.unfinished_chunks.is_empty() {
+    if core.newborn_chunks.is_empty() {
         return Ok(());
     }
-    let WriteTarget::Sole(chunk) = core.namespace.check_write(who.session, who.link.version, inode, index)? else {
-        return Ok(());
-    };
-    let newborn = core.unfinished_chunks.contains(&chunk)
-        && core.namespace.chunk(chunk).is_some_and(|record| record.version == Version(1));
-    if newborn && core.chunks.census(chunk).all() == 0 && core.chunks.all_data_known(now) {
+    let slot = core.namespace.check_read(who.session, inode, index)?;
+    let Some(chunk) = slot.chunk else { return Ok(()) };
+    let Some(&previous) = core.newborn_chunks.get(&chunk) else { return Ok(()) };
+    let is_first = core.namespace.chunk(chunk).is_some_and(|record| record.version == Version(1));
+    if is_first && core.chunks.census(chunk).all() == 0 && core.chunks.all_data_known(now) {
         warn!(%chunk, %inode, index, "a chunk whose creation the last master did not live to see is given up");
-        core.unfinished_chunks.remove(&chunk);
-        core.namespace.clear_file_chunk(core.time, inode, index)?;
+        core.newborn_chunks.remove(&chunk);
+        let previous = previous.filter(|previous| core.namespace.chunk(*previous).is_some());
+        core.namespace.set_file_chunk(core.time, inode, index, previous)?;
     }
     Ok(())
+}
+
+/// The chunk that holds the file's end, if the file is to grow to `length` and that chunk was to be cut: what was cut off
+/// must not come back.
+fn must_be_cut_first(core: &Core, inode: Inode, length: u64) -> Option<ChunkId> {
+    core.namespace.owes_cut(inode).filter(|_| core.namespace.length(inode).is_some_and(|present| length > present))
 }
 
 /// Servers for a new chunk of a file, by its storage class.
@@ -338,7 +356,7 @@ fn write_granted(
 ) -> Result<Vec<u8>, Status> {
     // The version may have been raised again while servers failed.
     let version = core.namespace.chunk(grant.chunk).ok_or(Status::NOCHUNK)?.version;
-    let locations = core.chunks.locations(grant.chunk, who.link.ip, now)?;
+    let (_, locations) = core.chunks.locations(grant.chunk, who.link.ip, &core.namespace, now)?;
     core.chunks.write_granted(grant.chunk);
     core.writers.insert(grant.chunk, who.session);
     core.cache.written(request.inode, who.session);
@@ -398,7 +416,7 @@ impl Patient for CltomaFuseTruncate {
 
     fn complete(&self, core: &mut Core, who: &Who, grant: &Grant, now: u32) -> Result<Vec<u8>, Status> {
         let caller = truncate_caller(self, who, core.time);
-        let (_, previous, _) = core.namespace.file(who.session, self.inode)?;
+        let previous = grant.length_before;
         let attr = core.namespace.truncate_finish(&caller, self.inode, self.flags, self.length, grant.chunk)?;
         core.chunks.unlocked(grant.chunk, &core.namespace, now, &mut core.effects);
         core.cache.written(self.inode, who.session);
@@ -426,6 +444,10 @@ fn truncate_caller<'a>(request: &'a CltomaFuseTruncate, who: &Who, now: Time) ->
 fn truncate_attempt(request: &CltomaFuseTruncate, core: &mut Core, who: &Who, now: u32) -> Result<Attempt, Status> {
     let caller = truncate_caller(request, who, core.time);
     let (inode, length) = (request.inode, request.length);
+    let grows = request.flags & truncate_flags::RESERVE == 0;
+    if let Some(chunk) = must_be_cut_first(core, inode, length).filter(|_| grows) {
+        return Ok(Attempt::Park { chunk, status: Status::CHUNKBUSY });
+    }
     let (index, chunk, shared, chunk_length) = match core.namespace.truncate(&caller, inode, request.flags, length)? {
         Truncate::Done { previous, attr } => {
             let reserved = request.flags & truncate_flags::RESERVE != 0;
@@ -443,7 +465,11 @@ fn truncate_attempt(request: &CltomaFuseTruncate, core: &mut Core, who: &Who, no
         return Ok(park_or_refuse(chunk, status));
     }
     let old = core.namespace.chunk(chunk).ok_or(Status::NOCHUNK)?.version;
-    let grant = core.namespace.grant_truncate(core.time, inode, index)?;
+    let grant = core.namespace.grant_truncate(core.time, inode, index, length)?;
+    if grant.length < grant.length_before {
+        core.cache.written(inode, who.session);
+        core.notify_openers(inode, who.id, &MatoclFuseFlengHasChanged { msgid: 0, inode, length }.encode());
+    }
     if shared {
         let new = (grant.chunk, grant.version);
         core.chunks.begin_duplicate_truncate((chunk, old), new, chunk_length, &mut core.effects);

@@ -237,8 +237,8 @@ impl Request<'_> {
         let copies = self.core.chunks.copies(chunkid).filter_map(|(server, state)| {
             let server = self.core.chunks.servers().get(server)?;
             let copytype = match (state.kind, state.marked) {
-                (CopyKind::Valid | CopyKind::Busy, false) => 0,
-                (CopyKind::Valid | CopyKind::Busy, true) => 1,
+                (CopyKind::Valid | CopyKind::Behind(_) | CopyKind::Busy, false) => 0,
+                (CopyKind::Valid | CopyKind::Behind(_) | CopyKind::Busy, true) => 1,
                 (CopyKind::WrongVersion(_), false) => 2,
                 (CopyKind::WrongVersion(_), true) => 3,
                 (CopyKind::Invalid | CopyKind::Deleting, _) => 4,

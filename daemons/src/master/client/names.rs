@@ -100,8 +100,7 @@ impl Request<'_> {
     fn chunk_zero(&mut self, chunkid: wire::ChunkId) -> Option<ChunkZero> {
         let core = &mut *self.core;
         core.chunks.before_read(chunkid, &core.namespace, self.now).ok()?;
-        let version = core.namespace.chunk(chunkid)?.version;
-        let locations = core.chunks.locations(chunkid, self.link.ip, self.now).ok()?;
+        let (version, locations) = core.chunks.locations(chunkid, self.link.ip, &core.namespace, self.now).ok()?;
         Some(ChunkZero { protocolid: 2, chunkid, version, locations })
     }
 

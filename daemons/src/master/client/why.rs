@@ -8,7 +8,7 @@ use meta::chunks::{
     Rest, ServerId,
 };
 use wire::limits::CHUNK_BYTES;
-use wire::{ChunkId, CltomaWhy, Inode, MatoclWhy, Packet, Status, why_subjects};
+use wire::{ChunkId, CltomaWhy, Inode, MatoclWhy, Packet, Status, Version, why_subjects};
 
 use super::Request;
 use crate::master::core::Core;
@@ -71,8 +71,9 @@ fn chunk(core: &Core, id: ChunkId, now: u32) -> String {
     let why = core.chunks.explain(id, &core.namespace, now);
     let mut lines = vec![what_it_is(id, &why)];
     lines.extend(rule(core, id, &why).map(|rule| format!("  wanted: {rule}")));
+    let version = why.facts.map_or(Version(0), |facts| facts.version);
     for (server, state) in &why.copies {
-        lines.push(format!("  copy on {}: {}", name(core, *server), copy_words(*state)));
+        lines.push(format!("  copy on {}: {}", name(core, *server), copy_words(*state, version)));
     }
     for (server, version) in &why.quarantined {
         lines.push(format!("  copy on {}: of version {version}, kept", name(core, *server)));
@@ -139,11 +140,17 @@ fn letters(set: u32) -> String {
     (0..26u8).filter(|bit| set >> bit & 1 == 1).map(|bit| char::from(b'A' + bit)).collect()
 }
 
-fn copy_words(state: CopyState) -> String {
+fn copy_words(state: CopyState, of_chunk: Version) -> String {
     let what = match state.kind {
         CopyKind::Valid => "good".to_owned(),
+        CopyKind::Behind(version) => {
+            format!("good, of version {version}: a change of the chunk was begun and not ended")
+        }
         CopyKind::Busy => "told to change or to be made, not answered yet".to_owned(),
-        CopyKind::WrongVersion(version) => format!("of version {version}, which is not the chunk's"),
+        CopyKind::WrongVersion(version) if version > of_chunk => {
+            format!("of version {version}, newer than the metadata know of: it is kept, and they may be an old copy")
+        }
+        CopyKind::WrongVersion(version) => format!("of version {version}: older than what was written last"),
         CopyKind::Invalid => "damaged, or what it holds is not known".to_owned(),
         CopyKind::Deleting => "told to go, not answered yet".to_owned(),
     };
@@ -183,6 +190,16 @@ fn state(core: &Core, id: ChunkId, why: &Explanation, now: u32) -> String {
         Decision::Unavailable => format!(
             "no copy is good, and none proves that it is not older than what was written{}; mfsfilerepair decides",
             absent(why)
+        ),
+        Decision::Settle => {
+            "a change of it was begun and its end is not known: next it is ended on the copies that are here, which lack \
+             nothing that was acknowledged"
+                .to_owned()
+        }
+        Decision::Unsettled { until } => format!(
+            "a change of it was begun and its end is not known; it can be read. The change is ended when all copies are \
+             here, when it is written, or in {} s",
+            until.saturating_sub(now)
         ),
         Decision::Replicate(Copying { source, target, endangered }) => {
             let danger = if *endangered { "only one good copy is left" } else { "another copy is wanted" };

@@ -1,7 +1,7 @@
 //! What clients ask about chunks: may I write, where are the copies, I am done. Spec 41, 4, 5.3 and 10.
 
 use wire::limits::LOCATIONS_MAX;
-use wire::{ChunkId, Ip4, Location, Status};
+use wire::{ChunkId, Ip4, Location, Status, Version};
 
 use super::copies::{Copy, CopyKind, Operation, Record};
 use super::{Chunks, Effect, Effects, ServerId, Table};
@@ -43,13 +43,16 @@ impl Chunks {
             return Err(Status::CHUNKBUSY);
         }
         let census = record.census();
-        if changing && census.valid < usize::from(facts.goal) {
+        if shared && !facts.is_settled() {
+            return Err(Status::CHUNKBUSY); // the caller has it settled first: see `settle`
+        }
+        if changing && census.good() < usize::from(facts.goal) {
             return Err(Status::EAGAIN);
         }
         if census.usable() == 0 {
             return Err(missing);
         }
-        let operation = shared || record.needs_version_increase;
+        let operation = shared || record.needs_version_increase || !facts.is_settled();
         Ok(if operation { WriteStep::Operation } else { WriteStep::Grant })
     }
 
@@ -72,17 +75,21 @@ impl Chunks {
         }
     }
 
-    /// Where a client finds the copies: nearest first, equal ones in random order. Spec 41, 10.
+    /// Where a client finds the copies, and of which version they are: nearest first, equal ones in random order. While a
+    /// change is in doubt, those of the highest version that is here. Spec 41, 10; docs/versions.md.
     ///
-    /// Empty = none now, ask again later. Errors: CHUNKLOST if no server that could have it is missing.
-    pub fn locations(&mut self, chunk: ChunkId, client: Ip4, now: u32) -> Result<Vec<Location>, Status> {
-        let mut found: Vec<ServerId> = Vec::new();
-        if let Some(record) = self.records.get(&chunk) {
-            let replicating = matches!(record.operation, Operation::Replicate { .. });
-            let readable = |kind: CopyKind| kind == CopyKind::Valid || (kind == CopyKind::Busy && !replicating);
-            let copies = record.copies.iter().filter(|copy| readable(copy.state.kind));
-            found.extend(copies.map(|copy| copy.server).filter(|&server| self.servers.contains(server)));
-        }
+    /// Empty = none now, ask again later. Errors: NOCHUNK; CHUNKLOST if no server that could have it is missing.
+    pub fn locations(
+        &mut self,
+        chunk: ChunkId,
+        client: Ip4,
+        table: &impl Table,
+        now: u32,
+    ) -> Result<(Version, Vec<Location>), Status> {
+        let facts = table.facts(chunk).ok_or(Status::NOCHUNK)?;
+        self.forget_departed(chunk);
+        let readable = self.records.get(&chunk).and_then(|record| record.readable(facts.version));
+        let (version, mut found) = readable.unwrap_or((facts.version, Vec::new()));
         if found.is_empty() && self.all_data_known(now) && !self.rescue_is_possible(chunk) {
             return Err(Status::CHUNKLOST);
         }
@@ -94,7 +101,7 @@ impl Chunks {
             .collect();
         locations.sort_by_key(|location| self.topology.distance(location.ip, client));
         locations.truncate(LOCATIONS_MAX);
-        Ok(locations)
+        Ok((version, locations))
     }
 
     /// A writer got the chunk: its servers keep room for it. Spec 41, 1.4.
@@ -154,7 +161,7 @@ impl Chunks {
     }
 
     /// For REPAIR: the highest version among copies of another version, if there is no usable copy. Spec 41, 12.
-    pub fn best_wrong_version(&self, chunk: ChunkId) -> Option<wire::Version> {
+    pub fn best_wrong_version(&self, chunk: ChunkId) -> Option<Version> {
         let record = self.records.get(&chunk)?;
         let versions = record.copies.iter().filter_map(|copy| match copy.state.kind {
             CopyKind::WrongVersion(version) if self.servers.contains(copy.server) => Some(version),
@@ -164,7 +171,7 @@ impl Chunks {
     }
 
     /// The namespace took `version` as the chunk's: copies of it are good from now on.
-    pub fn adopt_version(&mut self, chunk: ChunkId, version: wire::Version) {
+    pub fn adopt_version(&mut self, chunk: ChunkId, version: Version) {
         let Some(record) = self.records.get_mut(&chunk) else { return };
         for copy in &mut record.copies {
             if copy.state.kind == CopyKind::WrongVersion(version) {

@@ -17,9 +17,12 @@ pub struct CopyState {
 pub enum CopyKind {
     /// Good.
     Valid,
+    /// Of an older version than the chunk, but of one at which nothing can be missing that was acknowledged: a change to
+    /// the present version was begun and not ended. docs/versions.md.
+    Behind(Version),
     /// An operation was sent to its server and is not answered.
     Busy,
-    /// Of another version than the chunk.
+    /// Of another version: older than the last writer's, or newer than the chunk.
     WrongVersion(Version),
     /// Damaged, or in an unknown state after an operation failed.
     Invalid,
@@ -32,7 +35,16 @@ impl CopyState {
     pub const INVALID: CopyState = CopyState { kind: CopyKind::Invalid, marked: false };
 
     pub fn is_usable(self) -> bool {
-        matches!(self.kind, CopyKind::Valid | CopyKind::Busy)
+        matches!(self.kind, CopyKind::Valid | CopyKind::Behind(_) | CopyKind::Busy)
+    }
+
+    /// The version of a copy that holds all that was acknowledged, in a chunk of this version.
+    pub(super) fn good_version(self, of_chunk: Version) -> Option<Version> {
+        match self.kind {
+            CopyKind::Valid => Some(of_chunk),
+            CopyKind::Behind(version) => Some(version),
+            _ => None,
+        }
     }
 
     pub(super) fn with(self, kind: CopyKind) -> CopyState {
@@ -106,6 +118,8 @@ impl Default for Record {
 pub struct Census {
     pub valid: usize,
     pub valid_marked: usize,
+    /// `Behind`, on whatever disk.
+    pub behind: usize,
     pub busy: usize,
     pub busy_marked: usize,
     pub wrong_version: usize,
@@ -116,12 +130,17 @@ pub struct Census {
 impl Census {
     /// Copies that hold the chunk, on whatever disk.
     pub fn usable(&self) -> usize {
-        self.valid + self.valid_marked + self.busy + self.busy_marked
+        self.good() + self.busy + self.busy_marked
+    }
+
+    /// Copies that can be read: nothing that was acknowledged is missing.
+    pub fn good(&self) -> usize {
+        self.valid + self.valid_marked + self.behind
     }
 
     /// Copies that count for the goal.
     pub fn regular(&self) -> usize {
-        self.valid + self.busy
+        self.valid + self.behind + self.busy
     }
 
     pub fn all(&self) -> usize {
@@ -136,6 +155,7 @@ impl Record {
             let counter = match (copy.state.kind, copy.state.marked) {
                 (CopyKind::Valid, false) => &mut census.valid,
                 (CopyKind::Valid, true) => &mut census.valid_marked,
+                (CopyKind::Behind(_), _) => &mut census.behind,
                 (CopyKind::Busy, false) => &mut census.busy,
                 (CopyKind::Busy, true) => &mut census.busy_marked,
                 (CopyKind::WrongVersion(_), _) => &mut census.wrong_version,
@@ -194,6 +214,24 @@ impl Record {
                 copy.state = copy.state.with(CopyKind::Invalid);
             }
         }
+    }
+
+    /// Copies that are damaged, or older than the last writer's, in a chunk of this version. What is newer is kept.
+    pub(super) fn bad(&self, of_chunk: Version) -> usize {
+        let is_bad = |copy: &&Copy| match copy.state.kind {
+            CopyKind::Invalid => true,
+            CopyKind::WrongVersion(version) => version < of_chunk,
+            _ => false,
+        };
+        self.copies.iter().filter(is_bad).count()
+    }
+
+    /// The good copies that a client may be sent to: those of the highest version that is here, and that version.
+    pub(super) fn readable(&self, of_chunk: Version) -> Option<(Version, Vec<ServerId>)> {
+        let version = |copy: &Copy| copy.state.good_version(of_chunk);
+        let highest = self.copies.iter().filter_map(version).max()?;
+        let copies = self.copies.iter().filter(|copy| version(copy) == Some(highest));
+        Some((highest, copies.map(|copy| copy.server).collect()))
     }
 
     pub(super) fn any_busy(&self) -> bool {

@@ -51,6 +51,10 @@ pub enum Decision {
     Adopt(Version),
     /// No good copy, and the bad ones prove nothing.
     Unavailable,
+    /// A change was begun and its end is not known: it is ended on the copies that are here.
+    Settle,
+    /// The same, but more copies are waited for until this time (Unix seconds). They can be read meanwhile.
+    Unsettled { until: u32 },
     /// One more copy is made.
     Replicate(Copying),
     /// One more copy, or one elsewhere, is wanted and cannot be made now.
@@ -198,8 +202,14 @@ impl Chunks {
                 None => Decision::Unavailable,
             };
         }
+        if !facts.is_settled() {
+            return match self.settles_at(chunk, &facts, record, now) {
+                None => Decision::Settle,
+                Some(until) => Decision::Unsettled { until },
+            };
+        }
         let goal = usize::from(facts.goal);
-        let bad = census.wrong_version + census.invalid;
+        let bad = record.bad(facts.version);
         let labels = self.rule(chunk, table);
         let elsewhere = census.valid >= goal && self.misplaced(labels.as_ref(), record);
         if census.valid < goal || elsewhere {
@@ -257,25 +267,26 @@ impl Chunks {
         Candidate { labels: server.labels, group }
     }
 
-    /// No good copy, but copies one version off: a crash came between the servers and the journal. Their version
-    /// becomes the chunk's, in two cases. Spec 41, 8.3, step 2b, and stricter:
+    /// No good copy, but copies of other versions, of which one becomes the chunk's, in two cases. Spec 41, 8.3, step 2b,
+    /// and stricter:
     ///
-    /// - higher: the servers went on, the journal lost it. Nobody has anything newer.
-    /// - lower: the journal went on and the servers may never have heard of it. Only if the last master ended just
-    ///   then, no copy of the present version was seen since, none is damaged, no server is missing, and there are as
-    ///   many as wanted; else these may be old bytes, and an error is better.
+    /// - higher: the servers went on, and this master's journal is older. Nobody has anything newer.
+    /// - one lower: the journal went on and the servers may never have heard of it. Only for lines of programs that did
+    ///   not write down how a change ended, if the last master ended just then, no copy of the present version was seen
+    ///   since, none is damaged, no server is missing, and there are as many as wanted; else these may be old bytes, and
+    ///   an error is better.
     fn adoptable(&self, chunk: ChunkId, facts: &Facts, record: &Record, now: u32) -> Option<Version> {
         let versions = record.copies.iter().filter_map(|copy| match copy.state.kind {
             CopyKind::WrongVersion(version) => Some(version),
             _ => None,
         });
-        let best = versions.max().filter(|best| best.0.abs_diff(facts.version.0) == 1)?;
+        let best = versions.max()?;
         let census = record.census();
         let (as_many, all_known) = (census.wrong_version >= usize::from(facts.goal), self.all_data_known(now));
         let never_raised = self.unfinished.contains(&chunk) && census.invalid == 0;
         let safe = match best > facts.version {
             true => as_many || all_known,
-            false => as_many && all_known && never_raised,
+            false => best.next() == facts.version && as_many && all_known && never_raised,
         };
         safe.then_some(best)
     }

@@ -25,6 +25,7 @@ mod planner;
 mod reports;
 mod rescue;
 mod servers;
+mod settle;
 #[cfg(test)]
 mod simulation;
 mod table;
@@ -60,7 +61,12 @@ const DELETED_REMEMBERED_MAX: usize = 1 << 20;
 /// What the namespace says about a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facts {
+    /// The highest version that any server was ever told of.
     pub version: Version,
+    /// That of the last writer who was let in. Below `version` while a change was begun and not ended.
+    pub floor: Version,
+    /// Bytes to which the copies must be cut by the next change.
+    pub cut: Option<u32>,
     /// Unix seconds; the chunk is under a writer's lock while this is not below now. 0 = never.
     pub locked_to: u32,
     /// File slots that refer to the chunk.
@@ -194,7 +200,12 @@ pub enum Effect {
         server: ServerId,
         command: Command,
     },
-    /// Journal and set the version of a chunk. `SETVERSION`.
+    /// Journal that copies are about to be given this version. `RAISE`.
+    Raise {
+        chunk: ChunkId,
+        version: Version,
+    },
+    /// Journal that this is the chunk's version, and that what was begun is done. `SETVERSION`.
     SetVersion {
         chunk: ChunkId,
         version: Version,
@@ -285,6 +296,8 @@ pub struct Chunks {
     queues: [VecDeque<ChunkId>; QUEUES],
     /// Chunks with an operation under way: few.
     operating: BTreeSet<ChunkId>,
+    /// Busy copies whose version is being changed.
+    changing: BTreeMap<(ChunkId, ServerId), settle::Changing>,
     /// By chunk and destination.
     replications: BTreeMap<(ChunkId, ServerId), Replication>,
     /// Copies of chunks that the namespace does not know. Kept, listed, never deleted.
@@ -296,6 +309,8 @@ pub struct Chunks {
     /// since: the change of version may never have reached a server.
     unfinished: BTreeSet<ChunkId>,
     rescues: rescue::Rescues,
+    /// Chunks with a change in doubt and a good copy, and since when (Unix seconds) they could be settled.
+    unsettled: BTreeMap<ChunkId, u32>,
     /// Copies of deleted chunks that servers still reported.
     doomed: VecDeque<(ServerId, ChunkId)>,
     /// Lost servers whose copies are being removed, with the position of the walk.
@@ -333,12 +348,14 @@ impl Chunks {
             records: BTreeMap::new(),
             queues: std::array::from_fn(|_| VecDeque::new()),
             operating: BTreeSet::new(),
+            changing: BTreeMap::new(),
             replications: BTreeMap::new(),
             quarantine: BTreeMap::new(),
             deleted: BTreeSet::new(),
             deleted_order: VecDeque::new(),
             unfinished: BTreeSet::new(),
             rescues: rescue::Rescues::new(),
+            unsettled: BTreeMap::new(),
             doomed: VecDeque::new(),
             departing: Vec::new(),
             departures: BTreeMap::new(),

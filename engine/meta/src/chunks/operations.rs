@@ -1,17 +1,17 @@
-//! Operations on all copies of a chunk: start, answers, end. Spec 41, 4 and 5.
+//! Operations on all copies of a chunk: start, answers, end. Spec 41, 4 and 5; docs/versions.md.
 //!
 //! ```text
 //! begin -> every copy Busy -> answers -> no copy Busy: "finished"
-//!   a valid copy, not interrupted   -> done, the client gets OK
+//!   a valid copy, not interrupted   -> SETVERSION: what was begun is done; then the client gets OK
 //!   a valid copy, interrupted       -> version raised once more on the survivors, the client goes on waiting
-//!   none, but copies of version - 1 -> these are the chunk again, SETVERSION back, the client gets NOTDONE
-//!   none                            -> the client gets NOSPACE or NOTDONE
+//!   none                            -> the client gets NOSPACE or NOTDONE; the versions stay in doubt (`settle`)
 //! ```
 
 use wire::{ChunkId, Status, Version};
 
 use super::copies::{CopyKind, CopyState, Operation};
 use super::pace::End;
+use super::settle::Reply;
 use super::{Chunks, Command, Effect, Effects, Notice, ServerId, Table};
 
 /// Which command an answer answers.
@@ -47,10 +47,18 @@ impl Chunks {
         }
     }
 
-    /// All usable copies go from version `old` to `new`. Spec 41, 4.2.
-    pub fn begin_set_version(&mut self, chunk: ChunkId, old: Version, new: Version, effects: &mut Effects) {
-        self.begin(chunk, Operation::SetVersion);
-        self.make_busy(chunk, effects, Command::SetVersion { chunk, new, old });
+    /// All good copies go to version `new`; those of the chunk's version are at `old`. `cut`: bytes to which they must be
+    /// cut, from a change before this one. Spec 41, 4.2.
+    pub fn begin_set_version(
+        &mut self,
+        chunk: ChunkId,
+        old: Version,
+        new: Version,
+        cut: Option<u32>,
+        effects: &mut Effects,
+    ) {
+        self.begin(chunk, if cut.is_some() { Operation::Truncate } else { Operation::SetVersion });
+        self.change_versions(chunk, (old, new), cut, effects);
     }
 
     /// The writer's own copy of a shared chunk, made beside each copy of the old one. Spec 41, 4.3.
@@ -69,7 +77,7 @@ impl Chunks {
         effects: &mut Effects,
     ) {
         self.begin(chunk, Operation::Truncate);
-        self.make_busy(chunk, effects, Command::Truncate { chunk, length_bytes, new, old });
+        self.change_versions(chunk, (old, new), Some(length_bytes), effects);
     }
 
     /// `begin_duplicate`, cut to `length_bytes`.
@@ -92,16 +100,6 @@ impl Chunks {
         record.client_waits = true;
         record.only_no_space = true;
         self.operating.insert(chunk);
-    }
-
-    fn make_busy(&mut self, chunk: ChunkId, effects: &mut Effects, command: Command) {
-        let record = self.records.entry(chunk).or_default();
-        for copy in &mut record.copies {
-            if copy.state.is_usable() {
-                copy.state = copy.state.with(CopyKind::Busy);
-                effects.push(Effect::Send { server: copy.server, command });
-            }
-        }
     }
 
     fn begin_beside(
@@ -148,45 +146,63 @@ impl Chunks {
             effects.push(Effect::Notice(Notice::UnexpectedAnswer { server, chunk }));
             return;
         };
-        let takes_back = record.operation == Operation::TakeBack && answered == Answered::SetVersion;
-        if record.operation != answered.operation() && !takes_back {
+        let expected = record.operation == answered.operation()
+            // A cut copy may be asked for its version, and a damaged one is.
+            || answered == Answered::SetVersion && record.operation == Operation::TakeBack
+            || answered == Answered::SetVersion && record.operation == Operation::Truncate
+            || answered == Answered::Truncate && record.operation == Operation::SetVersion;
+        if !expected {
             effects.push(Effect::Notice(Notice::UnexpectedAnswer { server, chunk }));
             if !record.is_changing() {
                 return;
             }
         }
-        let version = table.facts(chunk).map_or(Version(0), |facts| facts.version);
         let makes_new =
             matches!(record.operation, Operation::Create | Operation::Duplicate | Operation::DuplicateTruncate);
+        let takes_back = record.operation == Operation::TakeBack;
         record.only_no_space &= status == Status::NOSPACE;
+        if makes_new {
+            self.made(server, chunk, state, status, effects);
+        } else {
+            let facts = table.facts(chunk);
+            let reply = match &facts {
+                Some(facts) => self.changed(chunk, server, status, facts, effects),
+                None => Reply::Lost,
+            };
+            let record = self.records.get_mut(&chunk).expect("looked at above");
+            let kind = match reply {
+                Reply::Again => return,
+                Reply::Done => CopyKind::Valid,
+                Reply::Unchanged(_) if takes_back => CopyKind::Invalid,
+                Reply::Unchanged(from) => facts.map_or(CopyKind::Invalid, |facts| facts.kind_of(from)),
+                Reply::Lost => CopyKind::Invalid,
+            };
+            self.changing.remove(&(chunk, server));
+            record.set(server, state.with(kind));
+            record.interrupted |= kind != CopyKind::Valid;
+        }
+        if self.records.get(&chunk).and_then(|record| record.copy(server)).is_some_and(|s| s.kind == CopyKind::Valid) {
+            self.unfinished.remove(&chunk);
+        }
+        self.finish_if_all_answered(chunk, table, now, effects);
+    }
+
+    /// The answer to an order that makes a chunk.
+    fn made(&mut self, server: ServerId, chunk: ChunkId, state: CopyState, status: Status, effects: &mut Effects) {
+        let Some(record) = self.records.get_mut(&chunk) else { return };
+        record.interrupted |= status != Status::OK;
         match status {
-            Status::OK => {
-                record.set(server, state.with(CopyKind::Valid));
-                self.unfinished.remove(&chunk);
-            }
-            // Not even started: the server still has the old version, or nothing.
-            Status::NOTDONE if makes_new => {
-                record.remove(server);
-                record.interrupted = true;
-            }
-            Status::NOTDONE if !takes_back => {
-                let before = Version(version.0.wrapping_sub(1));
-                record.set(server, state.with(CopyKind::WrongVersion(before)));
-                record.interrupted = true;
-            }
+            Status::OK => record.set(server, state.with(CopyKind::Valid)),
+            // Not even started: the server has nothing.
+            Status::NOTDONE | Status::NOSPACE => drop(record.remove(server)),
             // A chunk of this number is there already. It is not ours to delete.
-            Status::CHUNKEXIST if makes_new => {
+            Status::CHUNKEXIST => {
                 record.remove(server);
-                record.interrupted = true;
                 self.quarantine.insert((chunk, server), Version(0));
                 effects.push(Effect::Notice(Notice::Quarantined { server, chunk, version: Version(0) }));
             }
-            _ => {
-                record.set(server, state.with(CopyKind::Invalid));
-                record.interrupted = true;
-            }
+            _ => record.set(server, state.with(CopyKind::Invalid)),
         }
-        self.finish_if_all_answered(chunk, table, now, effects);
     }
 
     /// The end of an operation, once no copy is busy. Nothing happens before that, or without an operation.
@@ -209,6 +225,12 @@ impl Chunks {
         match (valid, record.interrupted) {
             (true, false) => {
                 record.needs_version_increase = false;
+                if !facts.is_settled() {
+                    self.stale.insert(chunk);
+                    self.unsettled.remove(&chunk);
+                    effects.push(Effect::SetVersion { chunk, version: facts.version });
+                    self.settled_at(chunk, facts.version);
+                }
                 self.end_operation(chunk, Status::OK, table, now, effects);
             }
             (true, true) => {
@@ -217,28 +239,46 @@ impl Chunks {
                 record.interrupted = false;
                 record.operation = Operation::SetVersion;
                 self.stale.insert(chunk);
-                effects.push(Effect::SetVersion { chunk, version: new });
-                self.make_busy(chunk, effects, Command::SetVersion { chunk, new, old: facts.version });
+                effects.push(Effect::Raise { chunk, version: new });
+                self.raise_survivors(chunk, facts.version, new, effects);
             }
             (false, _) => {
                 let status = if record.only_no_space { Status::NOSPACE } else { Status::NOTDONE };
-                let in_place = matches!(record.operation, Operation::SetVersion | Operation::Truncate);
-                let before = Version(facts.version.0.wrapping_sub(1));
-                let mut reverted = false;
-                for copy in &mut record.copies {
-                    if in_place && copy.state.kind == CopyKind::WrongVersion(before) {
-                        copy.state = copy.state.with(CopyKind::Valid);
-                        reverted = true;
-                    }
-                }
                 record.needs_version_increase = true;
-                if reverted {
-                    self.stale.insert(chunk);
-                    effects.push(Effect::SetVersion { chunk, version: before });
-                } else if in_place && record.copies.iter().any(|copy| copy.state.kind == CopyKind::Invalid) {
+                let census = record.census();
+                if census.usable() == 0 && census.invalid > 0 {
                     self.expect_rescue(chunk, now);
                 }
                 self.end_operation(chunk, status, table, now, effects);
+            }
+        }
+    }
+
+    /// The copies that were changed go on to a version that the others do not have.
+    fn raise_survivors(&mut self, chunk: ChunkId, old: Version, new: Version, effects: &mut Effects) {
+        let Some(record) = self.records.get_mut(&chunk) else { return };
+        let mut set_aside = Vec::new();
+        record.copies.retain(|copy| {
+            let is_behind = matches!(copy.state.kind, CopyKind::Behind(_));
+            if is_behind {
+                set_aside.push(*copy);
+            }
+            !is_behind
+        });
+        self.change_versions(chunk, (old, new), None, effects);
+        if let Some(record) = self.records.get_mut(&chunk) {
+            record.copies.extend(set_aside);
+        }
+    }
+
+    /// The chunk has this version now: what is behind is stale.
+    fn settled_at(&mut self, chunk: ChunkId, version: Version) {
+        let Some(record) = self.records.get_mut(&chunk) else { return };
+        for copy in &mut record.copies {
+            if let CopyKind::Behind(older) = copy.state.kind
+                && older != version
+            {
+                copy.state = copy.state.with(CopyKind::WrongVersion(older));
             }
         }
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use wire::{ChunkId, Version};
 
-use super::copies::{Census, CopyKind, CopyState, Operation};
+use super::copies::{CopyKind, CopyState, Operation, Record};
 use super::decision::{Class, Copying, Decision, Instead};
 use super::pace::End;
 use super::{
@@ -97,7 +97,7 @@ impl Chunks {
             return;
         }
         let misplaced = || self.misplaced(self.rule(chunk, table).as_ref(), record);
-        let Some(queue) = classify(&facts, record.census(), misplaced) else { return };
+        let Some(queue) = classify(&facts, record, misplaced) else { return };
         if record.queued.is_some_and(|queued| queued <= queue) {
             return;
         }
@@ -199,6 +199,9 @@ impl Chunks {
                 record.give_up_busy();
             }
         }
+        if let Some(facts) = &facts {
+            self.note_unsettled(chunk, facts, now);
+        }
         let mut random = self.random.clone();
         let decision = self.decide(chunk, self.records.get(&chunk), table, now, &mut random);
         self.random = random;
@@ -206,14 +209,14 @@ impl Chunks {
             self.forsake(chunk);
             return Progress::Done;
         };
-        self.carry_out(decision, chunk, &facts, now, effects)
+        self.carry_out(decision, chunk, (&facts, table), now, effects)
     }
 
     fn carry_out(
         &mut self,
         decision: Decision,
         chunk: ChunkId,
-        facts: &Facts,
+        (facts, table): (&Facts, &impl Table),
         now: u32,
         effects: &mut Effects,
     ) -> Progress {
@@ -232,6 +235,11 @@ impl Chunks {
                 self.adopt_version(chunk, version);
                 Progress::Done
             }
+            Decision::Settle => {
+                self.settle(chunk, table, effects);
+                Progress::Done
+            }
+            Decision::Unsettled { .. } => Progress::Blocked,
             Decision::NoCopies | Decision::Unavailable => {
                 let other_copies = self.census(chunk).all();
                 effects.push(Effect::Notice(Notice::Unavailable { chunk, other_copies }));
@@ -250,13 +258,13 @@ impl Chunks {
             Decision::Stuck { instead, .. } => {
                 match instead {
                     None => {}
-                    Some(Instead::DeleteBad) => drop(self.delete_bad(chunk, effects)),
-                    Some(Instead::MakeRoom(server)) => drop(self.delete(chunk, server, Version::ANY, effects)),
+                    Some(Instead::DeleteBad) => drop(self.delete_bad(chunk, facts, effects)),
+                    Some(Instead::MakeRoom(server)) => drop(self.delete(chunk, server, facts.version, effects)),
                 }
                 Progress::Blocked
             }
-            Decision::DeleteBad => self.delete_bad(chunk, effects),
-            Decision::DeleteSurplus(servers) => self.delete_surplus(chunk, &servers, effects),
+            Decision::DeleteBad => self.delete_bad(chunk, facts, effects),
+            Decision::DeleteSurplus(servers) => self.delete_surplus(chunk, facts, &servers, effects),
         }
     }
 
@@ -299,25 +307,35 @@ impl Chunks {
         progress
     }
 
-    /// Damaged copies and copies of other versions go, as long as a good one stays.
-    fn delete_bad(&mut self, chunk: ChunkId, effects: &mut Effects) -> Progress {
+    /// Damaged copies and older ones go, as long as a good one stays. Newer ones never do: they may be what an older copy
+    /// of the metadata does not know.
+    fn delete_bad(&mut self, chunk: ChunkId, facts: &Facts, effects: &mut Effects) -> Progress {
         let copies = self.records[&chunk].copies.clone();
         assert!(copies.iter().any(|copy| copy.state.kind == CopyKind::Valid), "bad copies go only beside a good one");
         let mut progress = Progress::Done;
         for copy in copies {
-            if matches!(copy.state.kind, CopyKind::Invalid | CopyKind::WrongVersion(_)) {
-                match self.delete(chunk, copy.server, Version::ANY, effects) {
-                    true => self.statistics.deleted_invalid += 1,
-                    false => progress = Progress::Blocked,
-                }
+            let version = match copy.state.kind {
+                CopyKind::Invalid => Version::ANY,
+                CopyKind::WrongVersion(version) if version < facts.version => version,
+                _ => continue,
+            };
+            match self.delete(chunk, copy.server, version, effects) {
+                true => self.statistics.deleted_invalid += 1,
+                false => progress = Progress::Blocked,
             }
         }
         progress
     }
 
-    fn delete_surplus(&mut self, chunk: ChunkId, servers: &[ServerId], effects: &mut Effects) -> Progress {
+    fn delete_surplus(
+        &mut self,
+        chunk: ChunkId,
+        facts: &Facts,
+        servers: &[ServerId],
+        effects: &mut Effects,
+    ) -> Progress {
         for &server in servers {
-            if !self.delete(chunk, server, Version::ANY, effects) {
+            if !self.delete(chunk, server, facts.version, effects) {
                 return Progress::Blocked;
             }
             self.statistics.deleted_overgoal += 1;
@@ -488,14 +506,16 @@ impl Chunks {
 }
 
 /// Which queue, if any. `misplaced` is asked only when nothing worse is found. Spec 41, 8.2.
-fn classify(facts: &Facts, census: Census, misplaced: impl FnOnce() -> bool) -> Option<Queue> {
+fn classify(facts: &Facts, record: &Record, misplaced: impl FnOnce() -> bool) -> Option<Queue> {
+    let census = record.census();
     let goal = usize::from(facts.goal);
     let (valid, marked) = (census.valid, census.valid_marked);
-    let bad = census.wrong_version + census.invalid;
+    let bad = record.bad(facts.version);
     if facts.files == 0 {
         return (census.all() > census.deleting).then_some(Queue::Unused);
     }
     match valid + marked {
+        _ if !facts.is_settled() && census.good() > 0 => return Some(Queue::Endangered),
         0 => return (census.wrong_version > 0).then_some(Queue::Cleanup),
         1 if goal > 2 => return Some(Queue::EndangeredHighGoal),
         1 if goal == 2 => return Some(Queue::Endangered),

@@ -149,8 +149,8 @@ impl Chunks {
                 }
                 Some(_) => outcome.ignored += 1,
                 None => {
-                    let good = version == facts.version;
-                    let kind = if good { CopyKind::Valid } else { CopyKind::WrongVersion(version) };
+                    let kind = facts.kind_of(version);
+                    let good = facts.is_good(version);
                     record.set(server, CopyState { kind, marked });
                     record.needs_version_increase = true;
                     if good
@@ -159,7 +159,7 @@ impl Chunks {
                     {
                         server.writes += 1;
                     }
-                    if good {
+                    if kind == CopyKind::Valid {
                         self.unfinished.remove(&chunk);
                     }
                     *(if good { &mut outcome.good } else { &mut outcome.wrong_version }) += 1;
@@ -241,6 +241,7 @@ impl Chunks {
         now: u32,
         effects: &mut Effects,
     ) {
+        self.changing.remove(&(chunk, server));
         let Some(record) = self.records.get_mut(&chunk) else { return };
         record.needs_version_increase = true;
         if was.is_some_and(|state| state.is_usable()) && record.write_in_progress {

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use wire::ChunkId;
 
 use super::copies::{CopyKind, Operation};
-use super::{Chunks, Command, Effect, Effects, Facts, Notice, ServerId, Table};
+use super::{Chunks, Effect, Effects, Facts, Notice, ServerId, Table};
 
 /// Between the report of damage and the first attempt, and between attempts: servers may still be on their way, and the
 /// report must have been read by whoever sent an order before.
@@ -83,8 +83,7 @@ impl Chunks {
         record.interrupted = true;
         record.client_waits = false;
         self.operating.insert(chunk);
-        let (new, old) = (facts.version, facts.version);
         effects.push(Effect::Notice(Notice::TakenBack { chunk, server: copy.server }));
-        effects.push(Effect::Send { server: copy.server, command: Command::SetVersion { chunk, new, old } });
+        self.ask_version(chunk, copy.server, facts.version, effects);
     }
 }

@@ -112,8 +112,14 @@ impl Cluster {
                         self.check_deletion(chunk, peer);
                     }
                 }
+                Effect::Raise { chunk, version } => {
+                    let facts = self.durable.facts.get_mut(&chunk).expect("known");
+                    assert!(version > facts.version, "versions only rise\n{}", self.story_of(chunk));
+                    facts.version = version;
+                }
                 Effect::SetVersion { chunk, version } => {
-                    self.durable.facts.get_mut(&chunk).expect("known").version = version;
+                    let facts = self.durable.facts.get_mut(&chunk).expect("known");
+                    (facts.version, facts.floor, facts.cut) = (version, version, None);
                 }
                 Effect::RemoveRecord { chunk, version } => {
                     let gone = self.durable.facts.remove(&chunk).expect("known");
@@ -266,9 +272,10 @@ impl Cluster {
             let facts = self.durable.facts.get_mut(&chunk).expect("known");
             let old = facts.version;
             facts.version = old.next();
+            let cut = facts.cut;
             facts.locked_to = self.now + LOCK_SECONDS;
             self.tell(format!("write {chunk}"));
-            self.chunks.begin_set_version(chunk, old, old.next(), &mut effects);
+            self.chunks.begin_set_version(chunk, old, old.next(), cut, &mut effects);
         }
         self.apply(effects);
     }
@@ -277,7 +284,14 @@ impl Cluster {
         let Ok(targets) = self.chunks.choose(usize::from(goal), None, Ip4(0), self.now) else { return };
         let chunk = ChunkId(self.durable.next);
         self.durable.next += 1;
-        let facts = Facts { version: Version(1), locked_to: self.now + LOCK_SECONDS, files: 1, goal };
+        let facts = Facts {
+            version: Version(1),
+            floor: Version(1),
+            cut: None,
+            locked_to: self.now + LOCK_SECONDS,
+            files: 1,
+            goal,
+        };
         self.durable.facts.insert(chunk, facts);
         let mut effects = Vec::new();
         self.tell(format!("create {chunk} goal {goal}"));

@@ -1,6 +1,6 @@
 //! The namespace as the durable half of chunk management.
 
-use wire::{ChunkId, Version};
+use wire::ChunkId;
 
 use super::{Facts, LabelMask, Labels, Mode, Table};
 use crate::Namespace;
@@ -12,7 +12,9 @@ impl Table for Namespace {
         let record = self.chunk(chunk)?;
         let goal = rule(self, &record).map_or(1, <[LabelSets]>::len);
         Some(Facts {
-            version: Version(record.version.0),
+            version: record.version,
+            floor: record.floor,
+            cut: record.cut,
             locked_to: record.locked_to,
             files: record.references,
             goal: u8::try_from(goal).unwrap_or(u8::MAX),

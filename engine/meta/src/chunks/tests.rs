@@ -56,7 +56,10 @@ impl Scene {
             assert_eq!(chunks.connect(server(number)), Some(ServerId(number)));
         }
         let mut table = Known::default();
-        table.all.insert(CHUNK, Facts { version: Version(version), locked_to: 0, files: 1, goal });
+        table.all.insert(
+            CHUNK,
+            Facts { version: Version(version), floor: Version(version), cut: None, locked_to: 0, files: 1, goal },
+        );
         Scene { table, chunks, effects: Vec::new() }
     }
 
@@ -68,8 +71,13 @@ impl Scene {
     fn answer(&mut self, server: u16, answered: Answered, status: Status) {
         self.chunks.answer(ServerId(server), CHUNK, answered, status, &self.table, NOW, &mut self.effects);
         for effect in &self.effects {
-            if let Effect::SetVersion { chunk, version } = effect {
-                self.table.all.get_mut(chunk).unwrap().version = *version;
+            match effect {
+                Effect::Raise { chunk, version } => self.table.all.get_mut(chunk).unwrap().version = *version,
+                Effect::SetVersion { chunk, version } => {
+                    let facts = self.table.all.get_mut(chunk).unwrap();
+                    (facts.version, facts.floor) = (*version, *version);
+                }
+                _ => {}
             }
         }
     }
@@ -88,7 +96,7 @@ impl Scene {
         self.effects.iter().filter_map(sent).collect()
     }
 
-    /// The copies as letters by server: V valid, B busy, W wrong version, X invalid, D deleting, - none; lower case =
+    /// The copies as letters by server: V valid, G good but behind, B busy, W wrong version, X invalid, D deleting, - none; lower case =
     /// on a disk marked for removal.
     fn picture(&self, servers: u16) -> String {
         (0..servers)
@@ -97,6 +105,7 @@ impl Scene {
                 let letter = match state.map(|state| state.kind) {
                     None => '-',
                     Some(CopyKind::Valid) => 'V',
+                    Some(CopyKind::Behind(_)) => 'G',
                     Some(CopyKind::Busy) => 'B',
                     Some(CopyKind::WrongVersion(_)) => 'W',
                     Some(CopyKind::Invalid) => 'X',
@@ -142,7 +151,8 @@ fn answers_decide_what_copies_and_clients_get() {
         let mut scene = Scene::new(3, 6, 3);
         match answered {
             Create => {
-                scene.table.all.get_mut(&CHUNK).unwrap().version = Version(1);
+                let facts = scene.table.all.get_mut(&CHUNK).unwrap();
+                (facts.version, facts.floor) = (Version(1), Version(1));
                 let targets = [ServerId(0), ServerId(1), ServerId(2)];
                 scene.chunks.begin_create(CHUNK, Version(1), &targets, &mut scene.effects);
             }
@@ -151,7 +161,7 @@ fn answers_decide_what_copies_and_clients_get() {
                 scene.table.all.get_mut(&CHUNK).unwrap().version = Version(7);
                 match answered {
                     SetVersion => {
-                        scene.chunks.begin_set_version(CHUNK, Version(6), Version(7), &mut scene.effects);
+                        scene.chunks.begin_set_version(CHUNK, Version(6), Version(7), None, &mut scene.effects);
                     }
                     _ => scene.chunks.begin_truncate(CHUNK, 5, Version(6), Version(7), &mut scene.effects),
                 }
@@ -170,18 +180,123 @@ fn answers_decide_what_copies_and_clients_get() {
     check(SetVersion, &[OK, OK], "VVB", None, 7);
     // Interrupted: the survivors go on to a version of their own, the client waits on.
     check(SetVersion, &[OK, Status::IO, OK], "BXB", None, 8);
-    check(SetVersion, &[OK, Status::NOTDONE, OK], "BWB", None, 8);
+    check(SetVersion, &[OK, Status::NOTDONE, OK], "BGB", None, 8);
     check(SetVersion, &[Status::IO, Status::IO, Status::IO], "XXX", Some(Status::NOTDONE), 7);
-    // None did it: those who did not even start are the chunk again.
-    check(SetVersion, &[Status::NOTDONE, Status::IO, Status::NOTDONE], "VXV", Some(Status::NOTDONE), 6);
-    check(Truncate, &[Status::NOTDONE, Status::NOTDONE, Status::NOTDONE], "VVV", Some(Status::NOTDONE), 6);
+    // None did it: those who did not even start have all that was acknowledged. The version is not taken back.
+    check(SetVersion, &[Status::NOTDONE, Status::IO, Status::NOTDONE], "GXG", Some(Status::NOTDONE), 7);
+    check(Truncate, &[Status::NOTDONE, Status::NOTDONE, Status::NOTDONE], "GGG", Some(Status::NOTDONE), 7);
+    check(Truncate, &[Status::NOSPACE, Status::NOSPACE, Status::NOSPACE], "GGG", Some(Status::NOSPACE), 7);
     check(Create, &[OK, OK, OK], "VVV", Some(OK), 1);
     check(Create, &[OK, Status::NOTDONE, OK], "B-B", None, 2);
-    check(Create, &[OK, Status::NOSPACE, OK], "BXB", None, 2);
-    check(Create, &[Status::NOSPACE, Status::NOSPACE, Status::NOSPACE], "XXX", Some(Status::NOSPACE), 1);
-    check(Create, &[Status::NOSPACE, Status::IO, Status::NOSPACE], "XXX", Some(Status::NOTDONE), 1);
+    check(Create, &[OK, Status::NOSPACE, OK], "B-B", None, 2);
+    check(Create, &[Status::NOSPACE, Status::NOSPACE, Status::NOSPACE], "---", Some(Status::NOSPACE), 1);
+    check(Create, &[Status::NOSPACE, Status::IO, Status::NOSPACE], "-X-", Some(Status::NOTDONE), 1);
     // A chunk of this number that was there before is not ours to touch.
     check(Create, &[OK, Status::CHUNKEXIST, OK], "B-B", None, 2);
+}
+
+/// A change from 5 to 6 was begun, and its end is not known.
+fn in_doubt(servers: u16, goal: u8) -> Scene {
+    let mut scene = Scene::new(servers, 6, goal);
+    scene.table.all.get_mut(&CHUNK).unwrap().floor = Version(5);
+    scene
+}
+
+#[test]
+fn a_change_in_doubt_leaves_every_copy_from_the_last_writer_on_readable_at_once() {
+    // reports by server -> picture, version and servers for readers
+    let check = |reports: &[u32], picture: &str, version: u32, readable: &[u32]| {
+        let mut scene = in_doubt(3, 3);
+        scene.chunks.set_absent_servers(1, 0);
+        for (number, version) in reports.iter().enumerate() {
+            scene.report(u16::try_from(number).unwrap(), *version);
+        }
+        let (found, locations) = scene.chunks.locations(CHUNK, Ip4(9), &scene.table, NOW).unwrap();
+        let mut servers: Vec<u32> = locations.iter().map(|location| location.ip.0).collect();
+        servers.sort_unstable();
+        assert_eq!((scene.picture(3).as_str(), found.0), (picture, version), "{reports:?}");
+        assert_eq!(servers, readable, "{reports:?}");
+    };
+    check(&[5], "G--", 5, &[0]);
+    check(&[6], "V--", 6, &[0]);
+    check(&[5, 6], "GV-", 6, &[1]);
+    check(&[5, 5, 4], "GGW", 5, &[0, 1]);
+    check(&[4, 4], "WW-", 6, &[]); // older than the last writer's
+    check(&[7, 5], "WG-", 5, &[1]);
+}
+
+#[test]
+fn a_change_in_doubt_is_ended_when_the_copies_are_here_or_after_a_while_and_never_backwards() {
+    let set = |old: u32| Command::SetVersion { chunk: CHUNK, new: Version(7), old: Version(old) };
+    let mut scene = in_doubt(2, 2);
+    scene.report(0, 5);
+    scene.report(1, 6);
+    assert_eq!(scene.tick(), [(0, set(5)), (1, set(6))], "each from its own version");
+    assert!(scene.effects.contains(&Effect::Raise { chunk: CHUNK, version: Version(7) }));
+    scene.table.all.get_mut(&CHUNK).unwrap().version = Version(7);
+    scene.answer(0, Answered::SetVersion, Status::OK);
+    scene.answer(1, Answered::SetVersion, Status::OK);
+    assert!(scene.effects.contains(&Effect::SetVersion { chunk: CHUNK, version: Version(7) }));
+    assert_eq!(scene.picture(2), "VV");
+
+    // One copy of two, and a server is away: it may bring the other, but not for ever.
+    let mut scene = in_doubt(1, 2);
+    scene.chunks.set_absent_servers(1, 0);
+    scene.report(0, 5);
+    assert_eq!(scene.tick(), []);
+    scene.effects.clear();
+    let later = NOW + super::settle::SETTLE_WAIT_SECONDS;
+    scene.chunks.tick(&scene.table, later, Duration::from_millis(50), &mut scene.effects);
+    assert_eq!(scene.sent(), [(0, set(5))]);
+
+    // A cut that is owed goes with it.
+    let mut scene = in_doubt(1, 1);
+    scene.table.all.get_mut(&CHUNK).unwrap().cut = Some(100);
+    scene.report(0, 5);
+    let cut = Command::Truncate { chunk: CHUNK, length_bytes: 100, new: Version(7), old: Version(5) };
+    assert_eq!(scene.tick(), [(0, cut)]);
+}
+
+#[test]
+fn a_server_with_another_version_than_it_should_have_is_asked_which_instead_of_called_damaged() {
+    let set = |new: u32, old: u32| Command::SetVersion { chunk: CHUNK, new: Version(new), old: Version(old) };
+    // It has carried out a late order of a connection before this one: 6, while 5 was reported.
+    let mut scene = in_doubt(1, 1);
+    scene.report(0, 5);
+    scene.tick();
+    scene.table.all.get_mut(&CHUNK).unwrap().version = Version(7);
+    for (expected, status) in
+        [(set(7, 7), Status::WRONGVERSION), (set(6, 6), Status::WRONGVERSION), (set(7, 6), Status::OK)]
+    {
+        scene.effects.clear();
+        scene.answer(0, Answered::SetVersion, status);
+        assert_eq!(scene.sent(), [(0, expected)]);
+    }
+    scene.answer(0, Answered::SetVersion, Status::OK);
+    assert_eq!((scene.picture(1).as_str(), scene.table.all[&CHUNK].floor), ("V", Version(7)));
+
+    // It has none of those that are good.
+    let mut scene = in_doubt(1, 1);
+    scene.report(0, 5);
+    scene.tick();
+    scene.table.all.get_mut(&CHUNK).unwrap().version = Version(7);
+    for _ in 0..4 {
+        scene.answer(0, Answered::SetVersion, Status::WRONGVERSION);
+    }
+    assert_eq!(scene.picture(1), "X");
+}
+
+#[test]
+fn newer_copies_than_the_metadata_know_of_are_never_deleted() {
+    let mut scene = Scene::new(3, 5, 2);
+    scene.report(0, 5);
+    scene.report(1, 5);
+    scene.report(2, 9);
+    assert_eq!(scene.tick(), []);
+    let mut scene = Scene::new(3, 5, 2);
+    (0..2).for_each(|number| scene.report(number, 5));
+    scene.report(2, 4);
+    assert_eq!(scene.tick(), [(2, Command::Delete { chunk: CHUNK, version: Version(4) })], "and old ones by version");
 }
 
 #[test]
@@ -189,7 +304,7 @@ fn a_server_that_leaves_during_an_operation_interrupts_it() {
     let mut scene = Scene::new(3, 6, 3);
     (0..3).for_each(|number| scene.report(number, 6));
     scene.table.all.get_mut(&CHUNK).unwrap().version = Version(7);
-    scene.chunks.begin_set_version(CHUNK, Version(6), Version(7), &mut scene.effects);
+    scene.chunks.begin_set_version(CHUNK, Version(6), Version(7), None, &mut scene.effects);
     scene.effects.clear();
     scene.answer(0, Answered::SetVersion, Status::OK);
     scene.answer(1, Answered::SetVersion, Status::OK);
@@ -200,7 +315,7 @@ fn a_server_that_leaves_during_an_operation_interrupts_it() {
     assert_eq!(scene.finished(), None);
     let mut alone = Scene::new(1, 6, 1);
     alone.report(0, 6);
-    alone.chunks.begin_set_version(CHUNK, Version(6), Version(7), &mut alone.effects);
+    alone.chunks.begin_set_version(CHUNK, Version(6), Version(7), None, &mut alone.effects);
     alone.chunks.disconnect(ServerId(0), &alone.table, NOW, &mut alone.effects);
     assert_eq!(alone.finished(), Some(Status::NOTDONE));
 }
@@ -221,12 +336,12 @@ fn a_write_is_granted_only_when_every_copy_is_known_to_be_current() {
     let locked: fn(&mut Scene) = |scene| scene.table.all.get_mut(&CHUNK).unwrap().locked_to = NOW;
     let unlocked: fn(&mut Scene) = |scene| scene.table.all.get_mut(&CHUNK).unwrap().locked_to = NOW - 1;
     let settled: fn(&mut Scene) = |scene| {
-        scene.chunks.begin_set_version(CHUNK, Version(4), Version(5), &mut scene.effects);
+        scene.chunks.begin_set_version(CHUNK, Version(4), Version(5), None, &mut scene.effects);
         scene.answer(0, Answered::SetVersion, Status::OK);
         scene.answer(1, Answered::SetVersion, Status::OK);
     };
     let busy: fn(&mut Scene) =
-        |scene| scene.chunks.begin_set_version(CHUNK, Version(4), Version(5), &mut scene.effects);
+        |scene| scene.chunks.begin_set_version(CHUNK, Version(4), Version(5), None, &mut scene.effects);
     let absent: fn(&mut Scene) = |scene| scene.chunks.set_absent_servers(1, 0);
     let one_reports: fn(&mut Scene) = |scene| scene.chunks.receiving_new_until = NOW + 1;
     let unknown: fn(&mut Scene) = |scene| scene.table.all.clear();
@@ -338,7 +453,7 @@ fn damaged_copies_are_taken_back_one_by_one_when_there_is_no_other() {
 
     let mut scene = damaged(&[0, 1], NOW - 5);
     assert_eq!(scene.tick(), [], "somebody may be on the way with a good one");
-    assert_eq!(scene.chunks.locations(CHUNK, Ip4(9), NOW), Ok(Vec::new()), "ask again");
+    assert_eq!(scene.chunks.locations(CHUNK, Ip4(9), &scene.table, NOW), Ok((Version(5), Vec::new())), "ask again");
 
     let mut scene = damaged(&[0, 1], NOW - 20);
     assert_eq!(scene.tick(), [(0, set_version(5, 5))]);
@@ -360,7 +475,7 @@ fn damaged_copies_are_taken_back_one_by_one_when_there_is_no_other() {
         scene.answer(1, Answered::SetVersion, status);
         scene.chunks.expect_rescue(CHUNK, NOW - 20);
         assert_eq!(scene.tick(), []);
-        assert_eq!(scene.chunks.locations(CHUNK, Ip4(9), NOW), Err(Status::CHUNKLOST));
+        assert_eq!(scene.chunks.locations(CHUNK, Ip4(9), &scene.table, NOW), Err(Status::CHUNKLOST));
     }
 
     let mut scene = damaged(&[0], NOW - 20);
@@ -418,7 +533,10 @@ fn a_new_chunk_goes_to_servers_with_room_in_turn() {
 fn limits_hold_back_work_without_losing_it() {
     let mut scene = Scene::new(2, 5, 1);
     for id in 10..40 {
-        scene.table.all.insert(ChunkId(id), Facts { version: Version(1), locked_to: 0, files: 0, goal: 1 });
+        scene.table.all.insert(
+            ChunkId(id),
+            Facts { version: Version(1), floor: Version(1), cut: None, locked_to: 0, files: 0, goal: 1 },
+        );
     }
     let reports: Vec<ChunkReport> = (10..40).map(|id| ChunkReport { chunkid: ChunkId(id), version: 1 }).collect();
     scene.chunks.report_chunks(ServerId(0), &reports, &scene.table, NOW - 100, &mut scene.effects);
@@ -461,7 +579,11 @@ fn a_replication_that_is_not_answered_is_given_up() {
     assert_eq!(scene.tick().len(), 1);
     assert_eq!(scene.chunks.before_write(CHUNK, false, false, &scene.table, NOW), Err(Status::CHUNKBUSY));
     assert_eq!(scene.chunks.before_read(CHUNK, &scene.table, NOW), Ok(()));
-    assert_eq!(scene.chunks.locations(CHUNK, Ip4(9), NOW).unwrap().len(), 1, "only the copy that is complete");
+    assert_eq!(
+        scene.chunks.locations(CHUNK, Ip4(9), &scene.table, NOW).unwrap().1.len(),
+        1,
+        "only the copy that is complete"
+    );
     scene.effects.clear();
     let later = NOW + LOCK_SECONDS + 1;
     scene.chunks.tick(&scene.table, later, Duration::from_millis(50), &mut scene.effects);

@@ -1,5 +1,6 @@
 //! Reading an image: its frames in pieces of any size, each record checked against what was read before.
 
+use wire::limits::CHUNK_BYTES;
 use wire::{ChunkId, Field, Inode, Input, Ip4, NodeKind, SessionId, Time, WireError};
 
 use super::{
@@ -8,6 +9,7 @@ use super::{
 };
 use crate::acl::{self, Acl};
 use crate::apply::{name_is_legal, put_acl};
+use crate::chunk_table::{Attach, Unsettled};
 use crate::class::{LabelSets, StorageClass};
 use crate::index::{Filling, Twice};
 use crate::locks::{LockKind, LockOwner, RangeLock};
@@ -293,6 +295,22 @@ impl Loader {
                 let csid = u16::take(input)?;
                 let (maintenance, maintenance_until) = (u8::take(input)?, u32::take(input)?);
                 state.servers.insert(key, ServerEntry { csid, maintenance, maintenance_until });
+            }
+            Section::Unsettled => {
+                let chunk = ChunkId::take(input)?;
+                let (floor, has_cut, cut) = (u32::take(input)?, u8::take(input)?, u32::take(input)?);
+                let attach = Attach { inode: u32::take(input)?, index: u32::take(input)?, previous: u64::take(input)? };
+                let slot = state.chunks.find(chunk.0).ok_or(UNKNOWN_CHUNK)?;
+                let attach = (attach.inode != 0).then_some(attach);
+                must(state.chunks.at(slot).version.0 > floor, "a chunk is older than its last writer")?;
+                must(attach.is_none() || floor == 0, "a chunk that is in no file had a writer")?;
+                must(
+                    attach.is_none_or(|attach| attach.index <= wire::limits::CHUNK_INDEX_MAX),
+                    "a chunk index is out of range",
+                )?;
+                must(cut <= CHUNK_BYTES, "a chunk is to be cut behind its end")?;
+                let cut = (has_cut != 0).then_some(cut);
+                state.chunks.set_unsettled(slot, Unsettled { floor, cut, attach });
             }
             Section::End => {
                 must(self.end.is_none(), "there are two ends")?;

@@ -26,8 +26,9 @@ pub use load::Loader;
 use records::{put_before_nodes, put_behind_edges, put_edges, put_nodes, put_slots, put_state};
 
 const MAGIC: &[u8; 8] = b"MOORMETA";
-/// Layout of the records below. A change of it makes a new number; old ones stay readable.
-const FORMAT: u32 = 2;
+/// Layout of the records below. A change of it makes a new number; old ones stay readable. Format 2 has no changes of
+/// chunks that were begun and not ended.
+const FORMAT: u32 = 3;
 /// The first layout: times of nodes are whole seconds in 32 bits.
 const FORMAT_SECONDS: u32 = 1;
 const HEADER_BYTES: usize = 40;
@@ -66,10 +67,12 @@ pub enum Section {
     /// POSIX locks.
     Ranges,
     Servers,
+    /// Changes of chunks that were begun and not ended.
+    Unsettled,
     End,
 }
 
-const SECTIONS: [(Section, &[u8; 4]); 16] = [
+const SECTIONS: [(Section, &[u8; 4]); 17] = [
     (Section::Counters, b"CNTR"),
     (Section::Classes, b"SCLA"),
     (Section::Chunks, b"CHNK"),
@@ -85,6 +88,7 @@ const SECTIONS: [(Section, &[u8; 4]); 16] = [
     (Section::Locks, b"FLCK"),
     (Section::Ranges, b"PLCK"),
     (Section::Servers, b"CSDB"),
+    (Section::Unsettled, b"CHUN"),
     (Section::End, b"END "),
 ];
 

@@ -6,6 +6,7 @@ use wire::{Field, NodeKind, SessionId};
 
 use super::{FORMAT_SECONDS, Section};
 use crate::acl::Acl;
+use crate::chunk_table::Attach;
 use crate::class::StorageClass;
 use crate::locks::{LockKind, LockOwner};
 use crate::node::mark;
@@ -165,6 +166,18 @@ pub(super) fn put_behind_edges(state: &State, emit: Emit<'_>) {
             entry.csid.put(out);
             out.push(entry.maintenance);
             entry.maintenance_until.put(out);
+        });
+    }
+    for (slot, unsettled) in state.chunks.unsettled() {
+        to.put(Section::Unsettled, |out| {
+            state.chunks.at(slot).id.put(out);
+            unsettled.floor.put(out);
+            out.push(u8::from(unsettled.cut.is_some()));
+            unsettled.cut.unwrap_or(0).put(out);
+            let attach = unsettled.attach.unwrap_or(Attach { inode: 0, index: 0, previous: 0 });
+            attach.inode.put(out);
+            attach.index.put(out);
+            attach.previous.put(out);
         });
     }
 }

@@ -146,7 +146,8 @@ fn put_section(state: &State, section: Section, now: u32, emit: &mut dyn FnMut(&
             for chunk in state.chunks.iter().filter(|chunk| chunk.version.0 != 0) {
                 put(&mut |out| {
                     chunk.id.put(out);
-                    chunk.version.put(out);
+                    // In doubt, the copies are most likely at the version of the last writer.
+                    (if chunk.floor.0 == 0 { chunk.version } else { chunk.floor }).put(out);
                     (if chunk.locked_to < now { 0 } else { chunk.locked_to }).put(out);
                     out.push(u8::from(chunk.archived));
                 });

@@ -54,8 +54,10 @@ fn a_shared_chunk_is_duplicated_before_it_is_written_and_can_be_rolled_back() {
     assert_eq!(target, Ok(WriteTarget::Shared(chunk)));
     let grant = world.ns.grant_write(world.now, b, 0, true, false).unwrap();
     assert_eq!((grant.chunk, grant.version, grant.previous), (ChunkId(2), Version(1), Some(chunk)));
-    assert_eq!(world.ns.chunk(chunk).unwrap().references, 1);
+    assert_eq!(world.ns.chunk(chunk).unwrap().references, 2, "it stays in the file until its own copy is there");
+    assert_eq!(world.ns.unattached_chunks(), [(grant.chunk, b, 0)]);
     world.ns.rollback(world.now, b, 0, grant.previous, grant.chunk).unwrap();
+    assert_eq!(world.ns.unattached_chunks(), []);
     assert_eq!(world.ns.check_read(world.session, b, 0).unwrap().chunk, Some(chunk));
     assert_eq!(world.ns.take_released_chunks(), [grant.chunk]);
     assert_eq!(world.ns.chunk_delete(world.now, chunk, Version(1)), Err(Status::ACTIVE));
@@ -86,9 +88,12 @@ fn truncation_cuts_the_chunk_at_the_new_end_first() {
     let expected =
         Truncate::Chunk { previous: 3 * CHUNK, index: 1, chunk: ChunkId(2), shared: false, chunk_length: 10 };
     assert_eq!(step, expected);
-    let grant = world.ns.grant_truncate(world.now, file, 1).unwrap();
+    let grant = world.ns.grant_truncate(world.now, file, 1, CHUNK + 10).unwrap();
     assert_eq!((grant.chunk, grant.version), (ChunkId(2), Version(2)));
-    assert_eq!(world.attr(file).extra, 3 * CHUNK, "the length changes when the chunk is cut");
+    assert_eq!(world.attr(file).extra, CHUNK + 10, "a shorter length holds at once");
+    assert_eq!((grant.length_before, world.ns.owes_cut(file)), (3 * CHUNK, Some(ChunkId(2))));
+    world.ns.set_chunk_version(world.now, ChunkId(2), Version(2)).unwrap();
+    assert_eq!(world.ns.owes_cut(file), None);
     let attr = world.ns.truncate_finish(&root, file, 0, CHUNK + 10, grant.chunk).unwrap();
     assert_eq!((attr.extra, attr.mtime.seconds()), (CHUNK + 10, world.now));
     assert_eq!(world.ns.take_released_chunks(), [ChunkId(3)]);
@@ -195,7 +200,7 @@ fn slots_are_repaired_or_emptied() {
     assert_eq!(world.ns.chunk(chunk).unwrap().version, Version(9));
     world.ns.repair_slot(world.now, file, 0, Version(0)).unwrap();
     assert_eq!(world.ns.check_read(world.session, file, 0).unwrap().chunk, None);
-    world.ns.clear_file_chunk(world.now, file, 1).unwrap();
+    world.ns.set_file_chunk(world.now, file, 1, None).unwrap();
     assert_eq!(world.ns.file(world.session, file).unwrap(), (file, CHUNK + 10, 0));
     world.check_replay(&mut Vec::new());
 }

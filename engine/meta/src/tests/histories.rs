@@ -221,11 +221,24 @@ impl History {
             self.model.lengths.insert(inode, grant.length);
             return;
         }
+        if self.random.below(8) > 0 {
+            self.settle(grant.chunk);
+        }
         let end = u64::from(index) * u64::from(wire::limits::CHUNK_BYTES) + self.random.below(1 << 26);
         let length = grant.length.max(end);
         let ended = self.world.ns.write_end(session, VersionWord::OURS, now, Inode(inode), grant.chunk, length, false);
         assert_eq!(ended, Ok((length > 0).then_some(length)));
         self.model.lengths.insert(inode, length);
+    }
+
+    /// The servers are done, some of them perhaps at a second try.
+    fn settle(&mut self, chunk: wire::ChunkId) {
+        let (now, mut version) = (self.world.time(), self.world.ns.chunk(chunk).unwrap().version);
+        if self.random.below(4) == 0 {
+            version = version.next();
+            self.world.ns.raise_chunk(now, chunk, version).unwrap();
+        }
+        self.world.ns.set_chunk_version(now, chunk, version).unwrap();
     }
 
     fn truncate(&mut self) {
@@ -235,7 +248,10 @@ impl History {
         match self.world.ns.truncate(&root, Inode(inode), 0, length) {
             Ok(Truncate::Done { .. }) => {}
             Ok(Truncate::Chunk { index, .. }) => {
-                let grant = self.world.ns.grant_truncate(self.world.time(), Inode(inode), index).unwrap();
+                let grant = self.world.ns.grant_truncate(self.world.time(), Inode(inode), index, length).unwrap();
+                if self.random.below(8) > 0 {
+                    self.settle(grant.chunk);
+                }
                 self.world.ns.truncate_finish(&root, Inode(inode), 0, length, grant.chunk).unwrap();
             }
             Err(status) => {

@@ -27,7 +27,7 @@ fn a_chunk_is_explained_by_what_the_planner_decides_about_it() {
     let locked: fn(&mut Scene) = |scene| scene.table.all.get_mut(&CHUNK).unwrap().locked_to = NOW + 40;
     decides(2, 2, &[5], locked, Decision::Locked { until: NOW + 40 });
     let raising: fn(&mut Scene) =
-        |scene| scene.chunks.begin_set_version(CHUNK, Version(4), Version(5), &mut scene.effects);
+        |scene| scene.chunks.begin_set_version(CHUNK, Version(4), Version(5), None, &mut scene.effects);
     decides(2, 2, &[5, 5], raising, Decision::Operating(Operation::SetVersion));
     let unused: fn(&mut Scene) = |scene| scene.table.all.get_mut(&CHUNK).unwrap().files = 0;
     decides(2, 2, &[5], unused, Decision::DeleteUnused);
@@ -138,7 +138,7 @@ fn clients_are_sent_to_the_nearest_copy() {
     let mut scene = racks(4);
     (0..4).for_each(|number| scene.report(number, 5));
     for (client, expected) in [(Ip4(3), [3, 2, 0, 0]), (Ip4(2), [2, 3, 0, 0]), (Ip4(1), [0, 0, 2, 3])] {
-        let locations = scene.chunks.locations(CHUNK, client, NOW).unwrap();
+        let locations = scene.chunks.locations(CHUNK, client, &scene.table, NOW).unwrap().1;
         let mut found: Vec<u32> = locations.iter().map(|location| location.ip.0).collect();
         found[2..].sort_unstable();
         assert_eq!(found, expected, "{client}");
@@ -212,7 +212,10 @@ fn a_server_that_is_slow_gets_one_copy_at_a_time_and_one_more_of_what_is_endange
     let mut scene = Scene::new(2, 5, 2);
     scene.chunks.settings_mut().write_replications[Class::Endangered as usize] = 4.0;
     for id in 20..40 {
-        scene.table.all.insert(ChunkId(id), Facts { version: Version(1), locked_to: 0, files: 1, goal: 2 });
+        scene.table.all.insert(
+            ChunkId(id),
+            Facts { version: Version(1), floor: Version(1), cut: None, locked_to: 0, files: 1, goal: 2 },
+        );
     }
     let reports: Vec<ChunkReport> = (20..40).map(|id| ChunkReport { chunkid: ChunkId(id), version: 1 }).collect();
     scene.chunks.report_chunks(ServerId(0), &reports, &scene.table, NOW - 100, &mut scene.effects);
