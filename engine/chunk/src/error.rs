@@ -21,6 +21,11 @@ pub(crate) enum ChunkError {
     Invalid,
     /// A block does not have the content that its sum says. Never answered with data.
     Sum,
+    /// The file ends before blocks that had content by the table of sums. The blocks before its end are served.
+    CutShort {
+        file_blocks: u16,
+        blocks: u16,
+    },
     /// The intent log of its disk cannot be written.
     LogBroken,
     Disk(io::Error),
@@ -37,7 +42,7 @@ impl ChunkError {
             ChunkError::Exists => Status::CHUNKEXIST,
             ChunkError::NoSpace => Status::NOSPACE,
             ChunkError::Invalid => Status::EINVAL,
-            ChunkError::Sum => Status::CRC,
+            ChunkError::Sum | ChunkError::CutShort { .. } => Status::CRC,
             ChunkError::BadHeader | ChunkError::LogBroken | ChunkError::Disk(_) => Status::IO,
             ChunkError::Peer(status) => *status,
         }
@@ -46,7 +51,7 @@ impl ChunkError {
     /// Does it mean that our copy is bad? Such a chunk is reported to the master as damaged.
     pub(crate) fn is_damage(&self) -> bool {
         use ChunkError::*;
-        matches!(self, BadLength | BadHeader | Sum | LogBroken | Disk(_))
+        matches!(self, BadLength | BadHeader | Sum | CutShort { .. } | LogBroken | Disk(_))
     }
 
     /// EIO, EROFS, ENOENT: errors that count against the disk itself. Spec 21, 8.5.
@@ -82,6 +87,9 @@ impl std::fmt::Display for ChunkError {
             ChunkError::BadLength => write!(f, "the file has a length that no chunk has"),
             ChunkError::BadHeader => write!(f, "the header does not name this chunk"),
             ChunkError::Sum => write!(f, "a block does not have the content that its checksum says"),
+            ChunkError::CutShort { file_blocks, blocks } => {
+                write!(f, "the file was cut short: it has {file_blocks} of {blocks} blocks, by its table of checksums")
+            }
             ChunkError::LogBroken => write!(f, "the intent log of the disk cannot be written"),
             other => write!(f, "{}", other.status()),
         }

@@ -58,6 +58,17 @@ pub fn sum_in_zero_block(part: Crc, part_bytes: u32, tail_bytes: u32) -> Crc {
     sum_after_patch(Crc(EMPTY_BLOCK_CRC), sum_of_zeros(part_bytes), part, tail_bytes)
 }
 
+/// A table as it was found on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredTable {
+    /// Entries behind `blocks` come out as empty blocks.
+    pub sums: SumTable,
+    /// Blocks that the chunk has by its file and by its table. More than the file has: the file was cut short.
+    pub blocks: u16,
+    /// The disk has the sum of an empty block in every entry behind `blocks`, not 0.
+    pub tail_is_empty: bool,
+}
+
 /// The sums of one chunk's blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SumTable {
@@ -72,20 +83,20 @@ impl Default for SumTable {
 }
 
 impl SumTable {
-    /// The table of a chunk of so many blocks as it lies on disk. Entries behind the end come out as empty blocks;
-    /// the second value says whether the disk had them so already.
-    pub fn decode(bytes: &[u8; TABLE_BYTES], blocks: u16) -> (SumTable, bool) {
-        let mut table = SumTable::default();
-        let mut tail_is_empty = true;
-        for (index, (sum, word)) in table.sums.iter_mut().zip(bytes.chunks_exact(4)).enumerate() {
-            let stored = u32::from_be_bytes(word.try_into().expect("four bytes"));
-            if index < usize::from(blocks) {
-                *sum = stored;
-            } else {
-                tail_is_empty &= stored == EMPTY_BLOCK_CRC;
-            }
+    /// Decodes the table as it lies on disk, of a file that has so many blocks.
+    ///
+    /// Behind the file's end an entry is the sum of an empty block, or 0 where the table was never written. Any other
+    /// entry there says that the chunk had content which the file has lost; see `StoredTable::blocks`.
+    pub fn decode(bytes: &[u8; TABLE_BYTES], file_blocks: u16) -> StoredTable {
+        let mut sums = SumTable::default();
+        for (sum, word) in sums.sums.iter_mut().zip(bytes.chunks_exact(4)) {
+            *sum = u32::from_be_bytes(word.try_into().expect("four bytes"));
         }
-        (table, tail_is_empty)
+        let filled = sums.sums.iter().rposition(|sum| ![0, EMPTY_BLOCK_CRC].contains(sum));
+        let blocks = file_blocks.max(filled.map_or(0, |last| last as u16 + 1));
+        let tail_is_empty = sums.sums[usize::from(blocks)..].iter().all(|sum| *sum == EMPTY_BLOCK_CRC);
+        sums.cut(blocks);
+        StoredTable { sums, blocks, tail_is_empty }
     }
 
     /// `out`: 4096 bytes.
@@ -179,13 +190,32 @@ mod tests {
     #[test]
     fn entries_behind_the_end_count_as_empty() {
         let zeros = [0u8; TABLE_BYTES];
-        let (table, tail_is_empty) = SumTable::decode(&zeros, 1);
-        assert!(!tail_is_empty);
-        assert_eq!(table.get(BlockIndex::new(0).unwrap()), Crc(0));
-        assert_eq!(table.get(BlockIndex::new(1).unwrap()), Crc(EMPTY_BLOCK_CRC));
+        let StoredTable { sums, blocks, tail_is_empty } = SumTable::decode(&zeros, 1);
+        assert!(!tail_is_empty && blocks == 1);
+        assert_eq!(sums.get(BlockIndex::new(0).unwrap()), Crc(0));
+        assert_eq!(sums.get(BlockIndex::new(1).unwrap()), Crc(EMPTY_BLOCK_CRC));
         let mut bytes = [0u8; TABLE_BYTES];
-        table.encode(&mut bytes);
-        assert_eq!(SumTable::decode(&bytes, 1), (table, true));
+        sums.encode(&mut bytes);
+        assert_eq!(SumTable::decode(&bytes, 1), StoredTable { sums, blocks: 1, tail_is_empty: true });
+    }
+
+    #[test]
+    fn an_entry_with_content_behind_the_end_makes_the_chunk_longer_than_its_file() {
+        let mut sums = SumTable::default();
+        let block = |number| BlockIndex::new(number).unwrap();
+        (0..10).for_each(|number| sums.set(block(number), Crc(number + 5)));
+        sums.set(block(7), Crc(EMPTY_BLOCK_CRC));
+        let mut bytes = [0u8; TABLE_BYTES];
+        sums.encode(&mut bytes);
+        for file_blocks in [0, 3, 7, 8, 9, 10] {
+            let stored = SumTable::decode(&bytes, file_blocks);
+            assert_eq!((stored.blocks, stored.tail_is_empty), (10, true), "{file_blocks}");
+            assert!(stored.sums == sums, "no sum is forgotten: {file_blocks}");
+        }
+        assert_eq!(SumTable::decode(&bytes, 11).blocks, 11);
+        bytes[4 * 11..][..4].fill(0);
+        let stored = SumTable::decode(&bytes, 3);
+        assert_eq!((stored.blocks, stored.tail_is_empty), (10, false));
     }
 
     #[test]

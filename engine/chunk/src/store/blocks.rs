@@ -526,8 +526,8 @@ impl Store {
         let (file, length, blocks) = {
             let state = chunk.state.borrow();
             let open = state.as_ref().ok_or(ChunkError::NoChunk)?;
-            if open.file_blocks == open.blocks {
-                return Ok(());
+            if open.file_blocks <= open.blocks {
+                return Ok(()); // less: it was cut short, and zeros in place of what it lost help nobody
             }
             (open.file.clone(), open.form.file_bytes(open.blocks), open.blocks)
         };

@@ -39,7 +39,7 @@ use crate::intents::record::Repair;
 use crate::layout::{BlockIndex, Form, HeaderWords, TABLE_BYTES, decode_header, encode_header, shape};
 use crate::registry::Place;
 use crate::settings::{IoMode, LiveSettings};
-use crate::sums::SumTable;
+use crate::sums::{StoredTable, SumTable};
 use crate::volume::Volume;
 use scratch::{ScratchPool, Shares};
 
@@ -125,7 +125,9 @@ struct OpenFile {
     alignment: u32,
     /// Blocks that the chunk has.
     blocks: u16,
-    /// Blocks that the file has: it is extended ahead of the data, in zeros.
+    /// Blocks that the file has. More than `blocks`: it was extended ahead of the data, in zeros. Fewer: it was cut
+    /// short behind our back. What is read behind its end does not fit the sums then, so those blocks are bad and the
+    /// others good.
     file_blocks: u16,
     sums: SumTable,
     sums_changed: bool,
@@ -281,8 +283,30 @@ impl Store {
         self.ring.timeout(LOCK_WAIT, turn).await.map_err(|_| ChunkError::Busy)
     }
 
-    /// Opens the file if it is not open. The caller holds the chunk alone.
+    /// Opens the file if it is not open. A file that was cut short is opened and reported. The caller holds the chunk
+    /// alone.
     async fn load(&self, chunk: &Chunk) -> Result<(), ChunkError> {
+        if chunk.state.borrow().is_none() {
+            self.load_before_repair(chunk).await?;
+            self.report_if_cut_short(chunk);
+        }
+        Ok(())
+    }
+
+    /// Tells the master of a file that ends before blocks that had content.
+    fn report_if_cut_short(&self, chunk: &Chunk) {
+        let cut = chunk.state.borrow().as_ref().filter(|open| open.file_blocks < open.blocks).map(|open| {
+            let error = ChunkError::CutShort { file_blocks: open.file_blocks, blocks: open.blocks };
+            (open.volume.clone(), error)
+        });
+        if let Some((volume, error)) = cut {
+            self.note_fault(chunk.id, &volume, &error);
+        }
+    }
+
+    /// As `load`, for a chunk that recovery is about to put right: a truncation that a crash interrupted leaves a file
+    /// that is shorter than its table, and is no fault.
+    async fn load_before_repair(&self, chunk: &Chunk) -> Result<(), ChunkError> {
         if chunk.state.borrow().is_some() {
             return Ok(());
         }
@@ -325,7 +349,8 @@ impl Store {
         }
         let words = decode_header(scratch.payload()).filter(|words| words.id == id).ok_or(ChunkError::BadHeader)?;
         let table = scratch.payload()[form.header_bytes() as usize..front_bytes].first_chunk::<TABLE_BYTES>();
-        let (sums, tail_is_empty) = SumTable::decode(table.expect("4096 bytes of table were read"), file_blocks);
+        let table = table.expect("4096 bytes of table were read");
+        let StoredTable { sums, blocks, tail_is_empty } = SumTable::decode(table, file_blocks);
         drop(scratch);
         let open = OpenFile {
             file,
@@ -334,7 +359,7 @@ impl Store {
             minor: words.minor,
             form,
             alignment,
-            blocks: file_blocks,
+            blocks,
             file_blocks,
             sums,
             sums_changed: false,
@@ -504,6 +529,11 @@ impl Chunk {
 
     pub(crate) fn blocks(&self) -> u16 {
         self.state.borrow().as_ref().map_or(0, |open| open.blocks)
+    }
+
+    /// Blocks as they are counted against the limit of the disk: those of a cut file that it has.
+    fn counted_blocks(&self) -> u16 {
+        self.state.borrow().as_ref().map_or(0, |open| open.blocks.min(open.file_blocks))
     }
 
     pub(crate) fn sums(&self) -> SumTable {

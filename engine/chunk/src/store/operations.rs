@@ -48,7 +48,7 @@ impl Store {
         let volume = self.volume(place.volume);
         let _under_way = volume.health.begin(&self.ring);
         let path = volume.chunk_path(place.subfolder, id, place.version);
-        let mut blocks = chunk.blocks();
+        let mut blocks = chunk.counted_blocks();
         if chunk.state.borrow().is_none() && volume.has_limit() {
             let shape = self.ring.stat(&path).await.ok().and_then(|stat| shape(stat.size));
             blocks = shape.map_or(0, |(_, blocks)| blocks);
@@ -225,7 +225,7 @@ impl Store {
             open.file_blocks = new_blocks;
             open.sums_changed = true;
             open.volume.add_blocks(u64::from(new_blocks));
-            open.volume.remove_blocks(u64::from(old_blocks));
+            open.volume.remove_blocks(u64::from(old_blocks.min(file_blocks)));
         }
         self.write_table(chunk).await
     }

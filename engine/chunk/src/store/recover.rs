@@ -80,7 +80,7 @@ impl Store {
     ) -> Result<Option<TornPart>, ChunkError> {
         let chunk = self.handle(id);
         let _alone = self.hold(&chunk, Hold::Exclusive).await?;
-        self.load(&chunk).await?;
+        self.load_before_repair(&chunk).await?;
         if let Some(truncation) = repair.truncate
             && !self.end_truncation(&chunk, truncation, done).await?
         {
@@ -101,6 +101,7 @@ impl Store {
         self.write_table(&chunk).await?;
         // The log is about to forget this chunk.
         chunk.file()?.datasync().await?;
+        self.report_if_cut_short(&chunk);
         Ok((!torn_blocks.is_empty()).then_some(TornPart::Blocks(torn_blocks)))
     }
 
@@ -117,7 +118,8 @@ impl Store {
                 self.cut(chunk, *length_bytes, last).await?;
             }
             TornPart::Blocks(blocks) => {
-                for block in blocks.iter().filter(|block| block.number() < chunk.blocks()) {
+                chunk.end_before_lost(blocks);
+                for block in blocks.iter().filter(|block| block.number() < chunk.blocks() && chunk.file_has(**block)) {
                     let found = sum_of(self.read_unverified(chunk, *block).await?.payload());
                     chunk.put_sum_right(*block, found);
                 }
@@ -137,6 +139,11 @@ impl Store {
         logged: &[Crc],
         done: &mut Recovered,
     ) -> Result<bool, ChunkError> {
+        if !chunk.file_has(block) {
+            // A file that grew and a table that was written, of which the power cut took the one and left the other.
+            done.torn_blocks += 1;
+            return Ok(false);
+        }
         let (found, in_table) = {
             let scratch = self.read_unverified(chunk, block).await?;
             let state = chunk.state.borrow();
@@ -225,6 +232,22 @@ fn is_as_cut(found: Crc, logged: Crc) -> bool {
 impl Chunk {
     fn file(&self) -> Result<File, ChunkError> {
         self.state.borrow().as_ref().map(|open| open.file.clone()).ok_or(ChunkError::NoChunk)
+    }
+
+    fn file_has(&self, block: BlockIndex) -> bool {
+        self.state.borrow().as_ref().is_some_and(|open| block.number() < open.file_blocks)
+    }
+
+    /// Those of `lost` that the file does not have count as never written.
+    fn end_before_lost(&self, lost: &[BlockIndex]) {
+        let mut state = self.state.borrow_mut();
+        let Some(open) = state.as_mut() else { return };
+        for block in lost.iter().filter(|block| block.number() >= open.file_blocks) {
+            open.sums.set(*block, Crc(EMPTY_BLOCK_CRC));
+            open.sums_changed = true;
+        }
+        let rest = open.sums.words()[..usize::from(open.blocks)].iter().rposition(|sum| *sum != EMPTY_BLOCK_CRC);
+        open.blocks = open.file_blocks.max(rest.map_or(0, |at| at as u16 + 1)).min(open.blocks);
     }
 
     fn put_sum_right(&self, block: BlockIndex, sum: Crc) {

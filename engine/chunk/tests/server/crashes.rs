@@ -357,3 +357,68 @@ async fn session(client: &mut Client, model: &Model, id: u64, seed: &mut Seed) {
     }
     client.finish_write(id, version).await;
 }
+
+#[test]
+fn a_file_that_lost_its_tail_serves_what_it_has_and_never_zeros_for_what_it_lost() {
+    for io_mode in [IoMode::Direct, IoMode::Buffered] {
+        for killed in [true, false] {
+            for kept_blocks in [0u64, 2] {
+                cut_short(io_mode, killed, kept_blocks);
+            }
+        }
+    }
+}
+
+/// A chunk of five blocks, the fourth of zeros, whose file is cut at the border of a block while no server runs.
+fn cut_short(io_mode: IoMode, killed: bool, kept_blocks: u64) {
+    let name = format!("{io_mode:?}, killed: {killed}, {kept_blocks} blocks kept");
+    let world = World::new(5, Settings::default());
+    let bed = sim_bed(&world, io_mode);
+    let (server, control) = (world.node(bed.nodes[1].ip), world.node(bed.nodes[0].ip));
+    let mut content = noise(1, 5 * BLOCK);
+    content[3 * BLOCK..4 * BLOCK].fill(0);
+    let (in_it, written) = (bed.clone(), content.clone());
+    let before = world.run(control, |_| async move {
+        let (running, mut master) = in_it.one_server().await;
+        for id in [1, 2] {
+            assert_eq!(master.create(id, 1).await, Status::OK);
+            in_it.client(1).await.write(id, 1, &[], 0, &written).await;
+        }
+        // Another one is being written when the server dies, so that its start is an unclean one in any case.
+        assert_eq!(in_it.client(1).await.open_write(2, 1, &[]).await, Status::OK);
+        in_it.sleep(Duration::from_secs(1)).await;
+        if !killed {
+            running.stop().await;
+        }
+        let path = in_it.nodes[1].chunk_path(1, 1).await;
+        let file = in_it.nodes[1].ring.open(&path, ring::OpenHow::read_write()).await.unwrap();
+        file.set_len(8192 + kept_blocks * BLOCK as u64).await.unwrap();
+    });
+    assert!(before.is_some(), "{name}");
+    if killed {
+        world.kill(server);
+    }
+    let (in_it, case) = (bed.clone(), name.clone());
+    let after = world.run(control, |_| async move {
+        let (name, (running, mut master)) = (case, in_it.one_server().await);
+        let mut client = in_it.client(1).await;
+        let kept = kept_blocks as usize * BLOCK;
+        let (_, status) = client.read(1, 1, kept as u32, BLOCK as u32).await;
+        assert_eq!(status, Status::CRC, "{name}: what was lost is an error");
+        let (_, status) = client.read(1, 1, 4 * BLOCK as u32, BLOCK as u32).await;
+        assert_eq!(status, Status::CRC, "{name}: to the last block");
+        if kept > 0 {
+            assert!(client.read_ok(1, 1, 0, kept as u32).await == content[..kept], "{name}: the rest is good");
+        }
+        let damaged: wire::CstomaChunkDamaged = master.report().await;
+        assert_eq!(damaged.chunks, [wire::ChunkId(1)], "{name}: the master hears of it");
+        assert_eq!(master.duplicate((3, 1), (1, 1)).await, Status::CRC, "{name}: zeros are not copied either");
+        // Written anew, a block is good again, and those around it do not become good by that.
+        client.write(1, 1, &[], 4 * BLOCK as u32, &content[4 * BLOCK..]).await;
+        assert!(client.read_ok(1, 1, 4 * BLOCK as u32, BLOCK as u32).await == content[4 * BLOCK..], "{name}");
+        assert_eq!(client.read(1, 1, 2 * BLOCK as u32, 100).await.1, Status::CRC, "{name}: a hole is no content");
+        assert_eq!(in_it.client(1).await.read_ok(2, 1, 0, 5 * BLOCK as u32).await, content, "{name}: another chunk");
+        running.stop().await;
+    });
+    assert!(after.is_some(), "{name}");
+}
