@@ -450,7 +450,7 @@ impl Core {
 }
 
 /// Names of our extensions to the protocol that this master serves, separated by blanks.
-const EXTENSIONS: [&str; 2] = [wire::TIMES_EXTENSION, wire::WHY_EXTENSION];
+const EXTENSIONS: [&str; 3] = [wire::TIMES_EXTENSION, wire::WHY_EXTENSION, wire::UNCLEAN_END_EXTENSION];
 
 fn work_of(command: Command) -> Work {
     match command {

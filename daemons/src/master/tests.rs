@@ -630,6 +630,34 @@ fn a_writer_that_goes_before_its_grant_leaves_nothing_behind() {
 }
 
 #[test]
+fn who_writes_after_a_session_that_failed_or_never_ended_gets_another_version() {
+    let scene = Scene::new(25);
+    let [held, _other] = [11, 12].map(|last| scene.chunkserver(last));
+    scene.play(21, |ring| async move {
+        let mut client = Peer::mount(&ring).await;
+        let inode = client.create("file").await.unwrap();
+        let first = client.write_chunk(inode).await.unwrap();
+        assert_eq!(client.write_end(inode, first.chunkid, 10).await, Status::OK);
+        let second = client.write_chunk(inode).await.unwrap();
+        assert_eq!(second.version, first.version, "the first writer ended as it should");
+        let (msgid, chunkid, index, length, chunkopflags, region) = (8, first.chunkid, 0, 10, 0, None);
+        let end = CltomaWriteUncleanEnd { msgid, chunkid, inode, index, length, chunkopflags, region };
+        client.send(end.encode()).await;
+        while client.next().await.expect("an answer").0 != MatoclWriteUncleanEnd::TYPE {}
+        let third = client.write_chunk(inode).await.unwrap();
+        assert_eq!(third.version, second.version.next());
+        assert_eq!(held.chunks.borrow()[&chunkid], third.version, "the server was told first");
+        // This writer dies. Its lock ends by itself.
+        ring.sleep(Duration::from_secs(125)).await;
+        let fourth = client.write_chunk(inode).await.unwrap();
+        assert_eq!(fourth.version, third.version.next());
+        assert_eq!(client.write_end(inode, chunkid, 10).await, Status::OK);
+        let fifth = client.write_chunk(inode).await.unwrap();
+        assert_eq!(fifth.version, fourth.version);
+    });
+}
+
+#[test]
 fn copies_are_made_again_and_surplus_ones_removed() {
     let scene = Scene::new(5);
     let servers = [11, 12, 13].map(|last| scene.chunkserver(last));

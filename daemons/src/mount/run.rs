@@ -356,6 +356,7 @@ mod tests {
             trash_time_max_secs: u32::MAX,
             disables: 0,
             long_times: false,
+            unclean_ends: false,
         }
     }
 

@@ -20,7 +20,7 @@ use ring::{BufferedReader, Instant, Stream};
 use wire::{
     AmtimeEntryLong, ClientNop, CltomaFuseTimeSync, Field, Header, Inode, Input, MatoclFuseChunkHasChanged,
     MatoclFuseFlengHasChanged, MatoclFuseInvalidateChunkCache, MatoclFuseTimeSyncWithId, Packet, Time, WireError,
-    ask_for_long_times, decode_numbered_answer, for_stock_master,
+    ask_for_long_times, decode_numbered_answer, for_stock_master, without_unclean_end,
 };
 
 use crate::client::Inner;
@@ -139,6 +139,11 @@ impl Master {
     /// Does the master of the present or last session know the extension `times`?
     pub(crate) fn has_long_times(&self) -> bool {
         self.state.borrow().session.as_ref().is_some_and(|session| session.long_times)
+    }
+
+    /// Does the master of the present or last session know the extension `unclean-end`?
+    pub(crate) fn has_unclean_ends(&self) -> bool {
+        self.state.borrow().session.as_ref().is_some_and(|session| session.unclean_ends)
     }
 
     /// Now by the master's clock, as the master keeps times.
@@ -366,7 +371,7 @@ impl Inner {
     }
 
     fn link_is_up(&self, session: Session) {
-        let long_times = session.long_times;
+        let (long_times, unclean_ends) = (session.long_times, session.unclean_ends);
         let is_new_session = {
             let mut state = self.master.state.borrow_mut();
             let now = self.ring.now();
@@ -388,9 +393,10 @@ impl Inner {
         }
         let mut state = self.master.state.borrow_mut();
         // Some may have been made for another master.
-        let form = |packet: &Rc<Vec<u8>>| match long_times {
-            true => packet.clone(),
-            false => Rc::new(for_stock_master(packet)),
+        let form = |packet: &Rc<Vec<u8>>| match (long_times, unclean_ends) {
+            (true, true) => packet.clone(),
+            (true, false) => Rc::new(without_unclean_end(packet)),
+            (false, _) => Rc::new(for_stock_master(packet)),
         };
         let again: Vec<_> = state.pending.values().map(|pending| form(&pending.packet)).collect();
         state.queue.extend(again);

@@ -11,7 +11,7 @@ use ring::{BufferedReader, Ring, Stream};
 use wire::{
     AntoanConfigValue, AntoanGetConfig, CltomaFuseRegister, EXTENSIONS_OPTION, Header, MatoclFuseChunkHasChanged,
     MatoclFuseInvalidateChunkCache, MatoclFuseRegister, MetaId, Name, NewSession, Packet, Passcode, SessionLimits,
-    SessionText, Status, TIMES_EXTENSION, VersionWord, has_extension,
+    SessionText, Status, TIMES_EXTENSION, UNCLEAN_END_EXTENSION, VersionWord, has_extension,
 };
 
 use crate::{Session, Settings};
@@ -62,13 +62,14 @@ pub(crate) async fn register(
             CltomaFuseRegister::Reconnect { sessionid: old.id, version: VersionWord::OURS, metaid: Some(old.metaid) };
         match shake.ask(&request).await? {
             MatoclFuseRegister::Reconnected { status: Status::OK, version } => {
-                let long_times = shake.knows_long_times(settings).await?;
-                let session = Session { master, local, master_version: version, long_times, ..old.clone() };
+                let Extensions { long_times, unclean_ends } = shake.extensions(settings).await?;
+                let session =
+                    Session { master, local, master_version: version, long_times, unclean_ends, ..old.clone() };
                 return Ok(Registered::Session(Box::new((stream, shake.reader, session))));
             }
             MatoclFuseRegister::Status(Status::OK) => {
-                let long_times = shake.knows_long_times(settings).await?;
-                let session = Session { master, local, long_times, ..old.clone() };
+                let Extensions { long_times, unclean_ends } = shake.extensions(settings).await?;
+                let session = Session { master, local, long_times, unclean_ends, ..old.clone() };
                 return Ok(Registered::Session(Box::new((stream, shake.reader, session))));
             }
             MatoclFuseRegister::Reconnected { status, .. } | MatoclFuseRegister::Status(status) => {
@@ -103,7 +104,8 @@ pub(crate) async fn register(
             }
             let metaid = metaid.unwrap_or_default();
             let mut session = session_of(master, local, version, sessionid, metaid, &limits);
-            session.long_times = shake.knows_long_times(settings).await?;
+            let Extensions { long_times, unclean_ends } = shake.extensions(settings).await?;
+            (session.long_times, session.unclean_ends) = (long_times, unclean_ends);
             Ok(Registered::Session(Box::new((stream, shake.reader, session))))
         }
         MatoclFuseRegister::MetaSession {
@@ -164,6 +166,7 @@ fn session_of(
         trash_time_max_secs: limits.maxtrashtime,
         disables: limits.disables,
         long_times: false,
+        unclean_ends: false,
     }
 }
 
@@ -173,6 +176,13 @@ fn text(text: &str) -> SessionText {
     let mut bytes = bytes[..bytes.len().min(wire::limits::SESSION_TEXT_BYTES_MAX - 1)].to_vec();
     bytes.push(0);
     wire::Text(bytes)
+}
+
+/// What the master speaks beyond the protocol of MooseFS.
+#[derive(Default)]
+struct Extensions {
+    long_times: bool,
+    unclean_ends: bool,
 }
 
 struct Handshake<'a> {
@@ -188,15 +198,16 @@ impl Handshake<'_> {
     }
 
     /// Asked after each registration, since another master may have taken the place of the last one.
-    async fn knows_long_times(&mut self, settings: &Settings) -> Result<bool, Refusal> {
+    async fn extensions(&mut self, settings: &Settings) -> Result<Extensions, Refusal> {
         if settings.meta {
-            return Ok(false);
+            return Ok(Extensions::default());
         }
         let option = Name::new(EXTENSIONS_OPTION).expect("a short name");
         let question = AntoanGetConfig { msgid: 1, option };
         let payload = self.exchange(question.encode(), AntoanConfigValue::TYPE).await?;
         let answer = AntoanConfigValue::decode(&payload).map_err(|error| Refusal::Protocol(error.to_string()))?;
-        Ok(has_extension(answer.value.as_bytes(), TIMES_EXTENSION))
+        let knows = |name| has_extension(answer.value.as_bytes(), name);
+        Ok(Extensions { long_times: knows(TIMES_EXTENSION), unclean_ends: knows(UNCLEAN_END_EXTENSION) })
     }
 
     /// One packet out, and the payload of the one that answers it.

@@ -103,6 +103,8 @@ pub struct Session {
     pub disables: u32,
     /// This master knows the extension `times`; another knows whole seconds.
     pub long_times: bool,
+    /// This master knows the extension `unclean-end`.
+    pub unclean_ends: bool,
 }
 
 /// Bits of `Session::disables` that a mount looks at itself. Spec 30, 4.4.

@@ -23,7 +23,8 @@ use ring::{Instant, IoBufExt};
 use wire::limits::{BLOCK_BYTES, CHUNK_BYTES};
 use wire::{
     AntoanNop, ChainServer, CltocsWrite, CltocsWriteData, CltocsWriteFinish, CltomaFuseWriteChunk,
-    CltomaFuseWriteChunkEnd, Crc, CstoclWriteStatus, MatoclFuseWriteChunk, Packet, Status, chunk_op_flags,
+    CltomaFuseWriteChunkEnd, CltomaWriteUncleanEnd, Crc, CstoclWriteStatus, MatoclFuseWriteChunk, Packet, Status,
+    chunk_op_flags,
 };
 
 use crate::Errno;
@@ -496,8 +497,8 @@ impl Inner {
         let location = ChunkLocation::new(grant.chunkid, grant.version, &grant.locations);
         file.noticed();
         file.master_length.set(file.master_length.get().max(grant.length));
-        let (outcome, end_in_chunk) = if location.servers.is_empty() || location.is_hole() {
-            (Err(Failure::NoServers), 0)
+        let (outcome, end_in_chunk, is_unclean) = if location.servers.is_empty() || location.is_hole() {
+            (Err(Failure::NoServers), 0, false)
         } else {
             self.remember_location(file.inode, writer.index, &location);
             writer.granted.replace(Some(location.clone()));
@@ -507,24 +508,26 @@ impl Inner {
             if outcome.is_err() {
                 location.servers.iter().for_each(|server| self.pool.forget_syncing(server.address()));
             }
-            (outcome, session.acknowledged_end.get())
+            (outcome, session.acknowledged_end.get(), session.is_unclean.get())
         };
         writer.put_back();
         let base = u64::from(writer.index) * u64::from(CHUNK_BYTES);
         // 0 asks for the unlocking alone (Spec 31, 31.9). The length that the grant told is left out: should another
         // client have cut the file meanwhile, it would come back.
         let length = if end_in_chunk > 0 { base + u64::from(end_in_chunk) } else { 0 };
-        let ended = self
-            .ask_done(|msgid| CltomaFuseWriteChunkEnd {
-                msgid,
-                chunkid: grant.chunkid,
-                inode: file.inode,
-                index: writer.index,
-                length,
-                chunkopflags: 0,
-                region: None,
-            })
-            .await;
+        let end = |msgid| CltomaFuseWriteChunkEnd {
+            msgid,
+            chunkid: grant.chunkid,
+            inode: file.inode,
+            index: writer.index,
+            length,
+            chunkopflags: 0,
+            region: None,
+        };
+        let ended = match is_unclean && self.master.has_unclean_ends() {
+            true => self.ask_done(|msgid| CltomaWriteUncleanEnd::from(end(msgid))).await,
+            false => self.ask_done(end).await,
+        };
         writer.granted.replace(None);
         file.noticed();
         match ended {
@@ -579,6 +582,8 @@ struct Session<'a> {
     /// What each server said about syncing before it got data.
     before: RefCell<Vec<Option<Syncing>>>,
     is_opened: Cell<bool>,
+    /// Some of what was sent may reach a server after the session's end.
+    is_unclean: Cell<bool>,
     /// Furthest position in the chunk that is on every copy.
     acknowledged_end: Cell<u32>,
     acknowledged_any: Cell<bool>,
@@ -616,6 +621,7 @@ impl<'a> Session<'a> {
             location,
             before: RefCell::new(before),
             is_opened: Cell::new(false),
+            is_unclean: Cell::new(false),
             acknowledged_end: Cell::new(0),
             acknowledged_any: Cell::new(false),
             due_since: Cell::new(inner.ring.now()),
@@ -649,7 +655,9 @@ impl<'a> Session<'a> {
                     },
                 )?;
             let was_used = connection.is_used;
-            match self.run_on(connection, &request, with_proto).await {
+            let ended = self.run_on(connection, &request, with_proto).await;
+            self.is_unclean.set(self.is_unclean.get() || ended.is_err());
+            match ended {
                 Ok(()) => return Ok(()),
                 Err(SessionEnd::Failed(Failure::Broken)) if was_used && !self.is_opened.get() => {
                     self.writer.put_back();

@@ -7,6 +7,7 @@ use crate::codec::{HEADER_BYTES, Header, Input, Packet, WireError, packets, reco
 use crate::fs::{
     CltomaFuseCreate, CltomaFuseGetattr, CltomaFuseLink, CltomaFuseLookup, CltomaFuseMkdir, CltomaFuseMknod,
     CltomaFuseOpen, CltomaFuseReaddir, CltomaFuseRename, CltomaFuseSetattr, CltomaFuseSymlink, CltomaFuseTruncate,
+    CltomaFuseWriteChunkEnd,
 };
 use crate::session::{AmtimeEntry, CltomaFuseAmtimeInodes};
 use crate::time::Time;
@@ -55,6 +56,9 @@ impl Epoch {
 /// Name of the extension "this master knows times to the nanosecond, before 1970 and after 2106".
 pub const TIMES_EXTENSION: &str = "times";
 
+/// Name of the extension "this master hears of write sessions that failed".
+pub const UNCLEAN_END_EXTENSION: &str = "unclean-end";
+
 /// Added to the number of a client's request: times in the answer's attribute records are long (`Time`, 8 bytes), and
 /// the answer's number has the same added. Nothing else about the packets changes, save for the two below, in which
 /// the client's times are long.
@@ -102,6 +106,14 @@ packets! {
     /// `epoch`: the server's when the sync ended. Only if it is the same as before a write does OK speak of that write.
     CstoclSyncEpoch = 10006 { chunkid: ChunkId, version: Version, status: Status, epoch: u64 }
 
+    /// WRITE_CHUNK_END after a session that failed: some of its packets may still be on their way to a server, so the
+    /// master raises the version before anybody writes again.
+    CltomaWriteUncleanEnd = 10020 {
+        msgid: u32, chunkid: ChunkId, inode: Inode, index: u32, length: u64, chunkopflags: u8, region: Option<u64>,
+    }
+
+    MatoclWriteUncleanEnd = 10021 { msgid: u32, status: Status }
+
     /// SETATTR with long times.
     CltomaSetattrLong = 10410 {
         msgid: u32, inode: Inode, opened: u8, uid: u32, gids: Gids<29>, setmask: u8, mode: u16, attruid: u32,
@@ -146,8 +158,20 @@ pub fn ask_for_long_times(packet: &mut [u8]) {
     }
 }
 
-/// A whole request as a master without the extension takes it: seconds in the place of long times.
+/// A whole request as a master without `UNCLEAN_END_EXTENSION` takes it.
+pub fn without_unclean_end(packet: &[u8]) -> Vec<u8> {
+    match packet.split_first_chunk::<HEADER_BYTES>() {
+        Some((head, payload)) if Header::decode(head).kind == CltomaWriteUncleanEnd::TYPE => {
+            let header = Header { kind: CltomaFuseWriteChunkEnd::TYPE, ..Header::decode(head) };
+            [&header.encode()[..], payload].concat()
+        }
+        _ => packet.to_vec(),
+    }
+}
+
+/// A whole request as a master without any extension takes it: seconds in the place of long times.
 pub fn for_stock_master(packet: &[u8]) -> Vec<u8> {
+    let packet = &without_unclean_end(packet)[..];
     let Some((head, payload)) = packet.split_first_chunk::<HEADER_BYTES>() else { return packet.to_vec() };
     let Header { kind, length } = Header::decode(head);
     let (stock, true) = without_long_times(kind) else { return packet.to_vec() };
@@ -187,6 +211,20 @@ impl CltomaSetattrLong {
             winattr: self.winattr,
             sugidclearmode: self.sugidclearmode,
         }
+    }
+}
+
+impl From<CltomaFuseWriteChunkEnd> for CltomaWriteUncleanEnd {
+    fn from(end: CltomaFuseWriteChunkEnd) -> CltomaWriteUncleanEnd {
+        let CltomaFuseWriteChunkEnd { msgid, chunkid, inode, index, length, chunkopflags, region } = end;
+        CltomaWriteUncleanEnd { msgid, chunkid, inode, index, length, chunkopflags, region }
+    }
+}
+
+impl From<CltomaWriteUncleanEnd> for CltomaFuseWriteChunkEnd {
+    fn from(end: CltomaWriteUncleanEnd) -> CltomaFuseWriteChunkEnd {
+        let CltomaWriteUncleanEnd { msgid, chunkid, inode, index, length, chunkopflags, region } = end;
+        CltomaFuseWriteChunkEnd { msgid, chunkid, inode, index, length, chunkopflags, region }
     }
 }
 
@@ -305,6 +343,13 @@ mod tests {
             let stock = long.clone().in_seconds();
             assert_eq!(for_stock_master(&long.encode()), stock.encode());
             assert_eq!(CltomaSetattrLong::from(stock.clone()).in_seconds(), stock);
+        }
+        for _ in 0..200 {
+            let unclean = CltomaWriteUncleanEnd::sample(&mut seed);
+            let stock = CltomaFuseWriteChunkEnd::from(unclean.clone());
+            assert_eq!(for_stock_master(&unclean.clone().encode()), stock.clone().encode());
+            assert_eq!(without_unclean_end(&unclean.clone().encode()), stock.clone().encode());
+            assert_eq!(CltomaWriteUncleanEnd::from(stock), unclean);
         }
         let other = CltocsSyncChunk::sample(&mut seed).encode();
         assert_eq!(for_stock_master(&other), other);

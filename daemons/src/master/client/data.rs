@@ -16,9 +16,10 @@ use meta::{Caller, Grant, Truncate, WriteTarget};
 use ring::local::{OneshotReceiver, oneshot};
 use tracing::warn;
 use wire::{
-    ChunkId, CltomaFuseReadChunk, CltomaFuseTruncate, CltomaFuseWriteChunk, CltomaFuseWriteChunkEnd, Field, Inode,
-    MatoclFuseChunkHasChanged, MatoclFuseFlengHasChanged, MatoclFuseWriteChunkEnd, Packet, Status, Time, Version,
-    VersionWord, chunk_op_flags, encode_status, knows_open_flags, truncate_flags,
+    ChunkId, CltomaFuseReadChunk, CltomaFuseTruncate, CltomaFuseWriteChunk, CltomaFuseWriteChunkEnd,
+    CltomaWriteUncleanEnd, Field, Inode, MatoclFuseChunkHasChanged, MatoclFuseFlengHasChanged, MatoclFuseWriteChunkEnd,
+    MatoclWriteUncleanEnd, Packet, Status, Time, Version, VersionWord, chunk_op_flags, encode_status, knows_open_flags,
+    truncate_flags,
 };
 
 use super::{Request, Who, packet};
@@ -376,7 +377,18 @@ fn write_granted(
 }
 
 pub(super) fn write_chunk_end(request: &mut Request<'_>, packet: &CltomaFuseWriteChunkEnd) {
-    let CltomaFuseWriteChunkEnd { msgid, chunkid, inode, index, length, chunkopflags, .. } = *packet;
+    let (msgid, status) = (packet.msgid, end_write(request, packet));
+    request.reply(MatoclFuseWriteChunkEnd { msgid, status }.encode());
+}
+
+pub(super) fn write_unclean_end(request: &mut Request<'_>, packet: &CltomaWriteUncleanEnd) {
+    request.core.chunks.write_failed(packet.chunkid);
+    let (msgid, status) = (packet.msgid, end_write(request, &packet.clone().into()));
+    request.reply(MatoclWriteUncleanEnd { msgid, status }.encode());
+}
+
+fn end_write(request: &mut Request<'_>, packet: &CltomaFuseWriteChunkEnd) -> Status {
+    let CltomaFuseWriteChunkEnd { chunkid, inode, index, length, chunkopflags, .. } = *packet;
     let (core, now, client) = (&mut *request.core, request.now, request.link.version);
     let touch_times = chunkopflags & chunk_op_flags::CANMODTIME != 0 && !client.at_least(3, 0, 74);
     let result = core.namespace.write_end(request.session, client, core.time, inode, chunkid, length, touch_times);
@@ -392,8 +404,7 @@ pub(super) fn write_chunk_end(request: &mut Request<'_>, packet: &CltomaFuseWrit
             MatoclFuseChunkHasChanged { msgid: 0, inode, index, chunkid, version, length, truncflag: 0, region: None };
         core.notify_openers(inode, request.id, &changed.encode());
     }
-    let status = result.err().unwrap_or(Status::OK);
-    request.reply(MatoclFuseWriteChunkEnd { msgid, status }.encode());
+    result.err().unwrap_or(Status::OK)
 }
 
 // --- cutting

@@ -23,7 +23,7 @@ use wire::{
     CltomaFuseSnapshot, CltomaFuseStatfs, CltomaFuseSustainedInodes, CltomaFuseSymlink, CltomaFuseTimeSync,
     CltomaFuseTruncate, CltomaFuseUndel, CltomaFuseUnlink, CltomaFuseWriteChunk, CltomaFuseWriteChunkEnd,
     CltomaNodeInfo, CltomaSclassChange, CltomaSclassCreate, CltomaSclassDelete, CltomaSclassDuplicate,
-    CltomaSclassList, CltomaSclassRename, CltomaWhy, Packet, WireError,
+    CltomaSclassList, CltomaSclassRename, CltomaWhy, CltomaWriteUncleanEnd, Packet, WireError,
 };
 
 use super::{Request, Who, admin, data, monitor, names, register, why};
@@ -177,6 +177,7 @@ requests! { packets {
     direct looks CltomaSclassList => Request::class_list;
     // Our own. See ARCHITECTURE.md, "Extensions".
     direct looks CltomaWhy => why::answer;
+    direct changes CltomaWriteUncleanEnd => data::write_unclean_end;
     // Monitors and administrators. Spec 70.
     anybody looks CltoanModuleInfo => admin::handle;
     anybody looks CltoanMonotonicData => admin::handle;

@@ -9,6 +9,28 @@ use wire::*;
 use crate::support::{Bed, Node, everywhere, in_sim, noise};
 
 #[test]
+fn packets_of_an_older_session_that_come_late_change_nothing_once_the_version_was_raised() {
+    for is_raised in [false, true] {
+        everywhere(move |bed| async move {
+            let (running, mut master) = bed.one_server().await;
+            assert_eq!(master.create(1, 1).await, Status::OK);
+            let mut stuck = bed.client(1).await;
+            assert_eq!(stuck.open_write(1, 1, &[]).await, Status::OK);
+            let version = if is_raised { 2 } else { 1 };
+            if is_raised {
+                assert_eq!(master.set_version(1, 2, 1).await, Status::OK);
+            }
+            bed.client(1).await.write(1, version, &[], 0, b"newer").await;
+            stuck.send_piece(1, 1, 0, 0, b"older").await;
+            let expected = if is_raised { (Status::WRONGVERSION, b"newer") } else { (Status::OK, b"older") };
+            assert_eq!(stuck.status().await, (1, expected.0));
+            assert_eq!(bed.client(1).await.read_ok(1, version, 0, 5).await, expected.1);
+            running.stop().await;
+        });
+    }
+}
+
+#[test]
 fn a_chain_writes_to_all_its_servers() {
     everywhere(|bed| async move {
         let mut servers = bed.servers(3).await;

@@ -497,6 +497,13 @@ impl Fake {
                 file.length = file.length.max(request.length);
                 encode_status(kind + 1, msgid, Status::OK)
             }
+            CltomaWriteUncleanEnd::TYPE => {
+                state.log.push("unclean end".into());
+                drop(state);
+                let request = CltomaWriteUncleanEnd::decode(payload).unwrap();
+                let stock = CltomaFuseWriteChunkEnd::from(request).encode();
+                self.answer(CltomaFuseWriteChunkEnd::TYPE, msgid, &stock[HEADER_BYTES..])
+            }
             CltomaFuseTruncate::TYPE => {
                 let request = CltomaFuseTruncate::decode(payload).unwrap();
                 let file = state.files.get_mut(&request.inode.0).unwrap();

@@ -148,6 +148,35 @@ fn what_was_not_acknowledged_is_sent_again_whatever_ended_the_session() {
 }
 
 #[test]
+fn a_master_that_wants_to_know_hears_of_every_session_that_failed_and_of_no_other() {
+    let faults = [
+        (ServerFault::CloseAfter(1), 1),
+        (ServerFault::StatusAfter(2, Status::IO), 1),
+        (ServerFault::Status(Status::NOTDONE), 1),
+        (ServerFault::Silent, 1),
+        (ServerFault::CloseAfter(1000), 0),
+    ];
+    for knows in [true, false] {
+        in_some_worlds(3, 1, 1, move |ring, fake| async move {
+            if knows {
+                fake.state.borrow_mut().extensions = wire::UNCLEAN_END_EXTENSION.into();
+            }
+            let client = connect(&ring, &fake).await;
+            let mut expected = 0;
+            for (number, (fault, unclean)) in faults.into_iter().enumerate() {
+                let (_, handle) = create(&client, &format!("file{number}")).await;
+                fake.fault_server(0, fault);
+                write(&client, handle, 0, &pattern(1, 400_000)).await;
+                client.flush(handle, None).await.unwrap();
+                expected += if knows { unclean } else { 0 };
+                assert_eq!(fake.seen("unclean end").len(), expected, "{fault:?}");
+            }
+            client.close().await;
+        });
+    }
+}
+
+#[test]
 fn a_write_error_sticks_to_the_inode_until_its_last_handle_is_closed() {
     in_worlds(1, 1, |ring, fake| async move {
         let settings = Settings { error_on_no_space: true, ..settings(&fake) };

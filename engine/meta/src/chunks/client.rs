@@ -52,7 +52,9 @@ impl Chunks {
         if census.usable() == 0 {
             return Err(missing);
         }
-        let operation = shared || record.needs_version_increase || !facts.is_settled();
+        // The last writer never said that it had ended: some of its packets may still be on their way.
+        let is_abandoned = record.write_in_progress && !continues;
+        let operation = shared || record.needs_version_increase || is_abandoned || !facts.is_settled();
         Ok(if operation { WriteStep::Operation } else { WriteStep::Grant })
     }
 
@@ -113,6 +115,14 @@ impl Chunks {
                     server.writes += 1;
                 }
             }
+        }
+    }
+
+    /// A write session failed: what it sent may reach a server late. The next writer gets another version, which a server
+    /// that takes the order for it no longer lets such packets touch.
+    pub fn write_failed(&mut self, chunk: ChunkId) {
+        if let Some(record) = self.records.get_mut(&chunk) {
+            record.needs_version_increase = true;
         }
     }
 
