@@ -127,8 +127,9 @@ MFS options:
     -o mfswritecachesize=N  MiB of written data in memory, 16 to 2048 (default: {write_cache})
     -o mfsreadaheadsize=N   MiB of all read-ahead buffers, 16 to 2048 (default: {read_ahead})
     -o mfsreadaheadleng=N   bytes of one read-ahead request (default: {unit})
-    -o mfsioretries=N       tries of one operation (default: {retries})
-    -o mfstimeout=N         seconds after which an operation fails (default: 0, never)
+    -o mfsioretries=N       tries of one read or write before it fails: {retries} (default) are about two minutes,
+                            forever waits until servers and master are back
+    -o mfstimeout=N         seconds after which a read or write that cannot be done fails (default: 0, only tries count)
     -o mfserroronlostchunk, mfserroronnospace
                             fail at once instead of trying again
     -o mfsserverfsync       fsync returns when the chunkservers have the data, as MooseFS's does (default: when

@@ -282,7 +282,7 @@ impl Parser {
                 "mfsreadaheadleng" => {
                     options.read_ahead_unit_bytes = options.bounded(name, value, READ_AHEAD_UNIT_BYTES)?;
                 }
-                "mfsioretries" => options.io_retries = number::<u32>(name, value)?.max(1),
+                "mfsioretries" => options.io_retries = tries(name, value)?,
                 "mfstimeout" => options.timeout_secs = number(name, value)?,
                 "mfscachemode" => options.cache_mode = cache_mode(value)?,
                 "mfsattrcacheto" => options.attributes_cache = seconds(name, value)?,
@@ -512,7 +512,7 @@ impl Options {
             ("mfsserverfsync", flag(self.server_fsync)),
             ("mfserroronlostchunk", flag(self.error_on_lost_chunk)),
             ("mfserroronnospace", flag(self.error_on_no_space)),
-            ("mfsioretries", self.io_retries.to_string()),
+            ("mfsioretries", tries_text(self.io_retries)),
             ("mfstimeout", self.timeout_secs.to_string()),
             ("mfsdelayedinit", flag(self.delayed_init)),
             ("mfsnoxattrs", flag(self.no_xattrs)),
@@ -592,6 +592,20 @@ fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<T, String> {
     value.trim().parse().map_err(|_| format!("{name}={value}: a number is wanted"))
 }
 
+fn tries(name: &str, value: &str) -> Result<u32, String> {
+    match value.trim() {
+        "forever" => Ok(client::Settings::FOR_EVER),
+        digits => digits
+            .parse::<u32>()
+            .map(|tries| tries.max(1))
+            .map_err(|_| format!("{name}={value}: a number is wanted, or the word forever")),
+    }
+}
+
+fn tries_text(tries: u32) -> String {
+    if tries == client::Settings::FOR_EVER { "forever".into() } else { tries.to_string() }
+}
+
 fn port(value: &str) -> Result<u16, String> {
     number("mfsport", value)
 }
@@ -654,6 +668,18 @@ mod tests {
         }
         assert!(short.foreground && !long.foreground);
         assert_eq!(long.kernel_options, ["noatime"]);
+    }
+
+    #[test]
+    fn how_long_to_try_is_a_number_or_for_ever() {
+        let check = |value: &str, tries: u32, shown: &str| {
+            let options = parsed(&["/mnt", "-o", &format!("mfsioretries={value}")]).expect("understood");
+            assert_eq!((options.io_retries, tries_text(options.io_retries).as_str()), (tries, shown));
+        };
+        check("30", 30, "30");
+        check("0", 1, "1");
+        check("forever", client::Settings::FOR_EVER, "forever");
+        assert!(parsed(&["/mnt", "-o", "mfsioretries=long"]).expect_err("refused").contains("forever"));
     }
 
     #[test]

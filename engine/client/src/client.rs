@@ -162,9 +162,7 @@ impl Client {
             return Err(Errno::EBADF);
         }
         self.check_enabled(crate::disables::WRITE)?;
-        if let Some(errno) = open.file.error.get() {
-            return Err(errno);
-        }
+        open.tell_losses_to_writer()?;
         let offset = if open.flags.append || open.append_only {
             self.0.reserve(&open.file, data.len() as u64).await?
         } else {
@@ -177,7 +175,8 @@ impl Client {
     /// length. With `lock_owner`, that owner's fcntl locks are dropped afterwards.
     pub async fn flush(&self, handle: Handle, lock_owner: Option<u64>) -> Result<(), Errno> {
         let open = self.0.files.open(handle)?;
-        let flushed = self.0.flush_file(&open.file).await;
+        let _ = self.0.flush_file(&open.file).await; // told below, and again by others
+        let flushed = open.tell_losses_at_close();
         if let Some(owner) = lock_owner
             && open.lock_owners.borrow_mut().remove(&owner)
         {
@@ -187,9 +186,11 @@ impl Client {
     }
 
     /// All written data of the file is acknowledged by every copy, and on its device; see `Settings::durable_fsync`.
+    /// Errors: what was lost since this handle was last told so.
     pub async fn fsync(&self, handle: Handle) -> Result<(), Errno> {
         let open = self.0.files.open(handle)?;
-        self.0.sync_file(&open.file).await
+        let synced = self.0.sync_file(&open.file).await;
+        open.tell_losses().and(synced)
     }
 
     /// Last close: flushes what is left, drops left-over locks of the handle, forgets it. `flock_owner`: drop this

@@ -1,4 +1,4 @@
-//! What the client knows of each inode that it holds: open handles, length, unsent data, times, the sticky error.
+//! What the client knows of each inode that it holds: open handles, length, unsent data, times, losses.
 //!
 //! A `File` exists while it has handles or unsent data. The kernel's references (lookup to forget) are counted beside
 //! it, since they keep an inode alive at the master but need no state. Spec 30, 5.2; Spec 72, 5.
@@ -26,8 +26,8 @@ pub(crate) struct File {
     /// Raised whenever the master tells where chunks are or how long the file is: an answer to a question asked
     /// before may be older than that.
     pub(crate) notices: Cell<u64>,
-    /// The first write error; kept until the last handle goes. Spec 72, 5.3.
-    pub(crate) error: Cell<Option<Errno>>,
+    /// Acknowledged or unsent data that was lost.
+    pub(crate) losses: Losses,
     pub(crate) dirty: Dirty,
     /// Chunks that were written and not put on a device since; see `sync`.
     pub(crate) unsynced: Rc<Unsynced>,
@@ -56,6 +56,55 @@ impl File {
     }
 }
 
+/// Written data of a file that was lost, as the handles hear of it: each once, as with Linux's `errseq_t`. What is
+/// written after a loss has nothing to do with it.
+#[derive(Default)]
+pub(crate) struct Losses {
+    /// How many there were.
+    count: Cell<u64>,
+    last: Cell<Option<Errno>>,
+    /// So many of them were told to some handle. The others are news to a handle that is opened later, too.
+    told: Cell<u64>,
+}
+
+impl Losses {
+    pub(crate) fn add(&self, errno: Errno) {
+        self.count.set(self.count.get() + 1);
+        self.last.set(Some(errno));
+    }
+
+    pub(crate) fn count(&self) -> u64 {
+        self.count.get()
+    }
+
+    /// The last one, if there was one after the first `seen`.
+    pub(crate) fn since(&self, seen: u64) -> Result<(), Errno> {
+        if self.count.get() == seen { Ok(()) } else { Err(self.last.get().expect("a loss has its error")) }
+    }
+}
+
+impl Open {
+    /// What this handle's `fsync` has not told yet. It counts as told from now on.
+    pub(crate) fn tell_losses(&self) -> Result<(), Errno> {
+        let told = self.heard_of.replace(self.file.losses.count());
+        self.file.losses.told.set(self.file.losses.count());
+        self.file.losses.since(told)
+    }
+
+    /// The same for `close`, of which there may be several, since descriptors are copied: each of them tells it.
+    pub(crate) fn tell_losses_at_close(&self) -> Result<(), Errno> {
+        self.file.losses.told.set(self.file.losses.count());
+        self.file.losses.since(self.heard_of.get())
+    }
+
+    /// The same for `write`: one is refused, so that a program that only writes stops. `fsync` and `close` tell it all
+    /// the same.
+    pub(crate) fn tell_losses_to_writer(&self) -> Result<(), Errno> {
+        let told = self.writer_heard_of.replace(self.file.losses.count());
+        self.file.losses.since(told.max(self.heard_of.get()))
+    }
+}
+
 /// One open handle.
 pub(crate) struct Open {
     pub(crate) handle: Handle,
@@ -66,6 +115,9 @@ pub(crate) struct Open {
     /// Opened by the superuser, who may use reserved space. Spec 31, 31.9.
     pub(crate) is_root: bool,
     pub(crate) reader: Rc<Reader>,
+    /// Losses that were told to who uses this handle, and to its writer.
+    heard_of: Cell<u64>,
+    writer_heard_of: Cell<u64>,
     /// Owners that hold or held fcntl locks through this handle.
     pub(crate) lock_owners: RefCell<BTreeSet<u64>>,
     pub(crate) used_flock: Cell<bool>,
@@ -111,7 +163,7 @@ impl Files {
                 master_length: Cell::new(0),
                 changes: Cell::new(0),
                 notices: Cell::new(0),
-                error: Cell::new(None),
+                losses: Losses::default(),
                 dirty: Dirty::default(),
                 unsynced: self.closed.borrow_mut().remove(&inode).unwrap_or_default(),
                 handles: Cell::new(0),
@@ -173,8 +225,11 @@ impl Files {
         let handle = Handle(self.last_handle.get());
         let reader = Rc::new(Reader::default());
         file.readers.borrow_mut().push(reader.clone());
+        let heard_of = Cell::new(file.losses.told.get());
         let open = Rc::new(Open {
             handle,
+            heard_of,
+            writer_heard_of: Cell::new(0),
             file,
             flags,
             append_only,

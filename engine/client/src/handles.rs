@@ -18,9 +18,6 @@ use crate::retry::pause;
 use crate::types::*;
 use crate::{Errno, Event};
 
-/// Tries of a TRUNCATE that the master could not do. Spec 31, 31.9.
-const TRUNCATE_TRIES: u32 = 30;
-
 impl Inner {
     pub(crate) async fn create(
         self: &Rc<Self>,
@@ -66,7 +63,7 @@ impl Inner {
         // Held from now on: a list of open inodes that is sent while OPEN is under way must name it.
         let file = self.files.hold(inode);
         let guard = HoldGuard { inner: self, file: Some(file.clone()) };
-        // A write error of another handle stays with the file and its writers; who opens it is told by them.
+        // What is lost now is told by `fsync` and `close`.
         let _ = self.flush_file(&file).await;
         let notices = file.notices.get();
         let answer: MatoclFuseOpen = self
@@ -99,7 +96,8 @@ impl Inner {
 
     pub(crate) async fn release(self: &Rc<Self>, open: &Open, flock_owner: Option<u64>) -> Result<(), Errno> {
         let file = &open.file;
-        let flushed = self.flush_file(file).await;
+        let _ = self.flush_file(file).await; // told here, and to others
+        let flushed = open.tell_losses_at_close();
         let owners: Vec<u64> = open.lock_owners.borrow().iter().copied().collect();
         for owner in owners {
             let _ = self.drop_posix_locks(file.inode, owner).await; // the file is closed in any case
@@ -206,7 +204,7 @@ impl Inner {
                 | Status::CHUNKLOST => return Err(Errno::from_status(status)),
                 _ => {
                     tries += 1;
-                    if tries >= TRUNCATE_TRIES {
+                    if crate::retry::tries_max(&self.settings).is_some_and(|max| tries >= max) {
                         return Err(Errno::from_status(status));
                     }
                     self.ring.sleep(pause(tries)).await;

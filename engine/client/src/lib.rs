@@ -18,8 +18,8 @@
 //!          forward(packet type, payload after msgid) -> (type, payload after msgid): the proxy for file tools
 //! ```
 //!
-//! Errors are [`Errno`], ready for the kernel. A file's write error sticks to its inode until the last handle of it
-//! is released; `write`, `flush`, `fsync` return it.
+//! Errors are [`Errno`], ready for the kernel. Written data that is lost is told to each handle of the file once, by
+//! `fsync` or else by each `flush`; one `write` is refused, too. What is written afterwards is tried again.
 //!
 //! Inside: `master` holds the connection, `session` the registration, `locations` where chunks are, `pool` the
 //! connections to chunkservers, `read` and `write` the two pipelines, `files` what is known of each open inode.

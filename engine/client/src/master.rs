@@ -24,7 +24,7 @@ use wire::{
 };
 
 use crate::client::Inner;
-use crate::retry::patience;
+use crate::retry::{patience, tries_max};
 use crate::session::{Refusal, Registered, register};
 use crate::{Errno, MountError, Session};
 
@@ -321,10 +321,12 @@ impl Inner {
                 }
             }
             let limit = match self.settings.timeout_secs {
-                0 => patience(self.settings.io_retries),
-                seconds => Duration::from_secs(u64::from(seconds)),
+                0 => tries_max(&self.settings).map(patience),
+                seconds => Some(Duration::from_secs(u64::from(seconds))),
             };
-            self.master.state.borrow_mut().fail_expired(self.ring.now(), limit);
+            if let Some(limit) = limit {
+                self.master.state.borrow_mut().fail_expired(self.ring.now(), limit);
+            }
             let _ = self.ring.timeout(RECONNECT_EVERY, self.master.changed.notified()).await; // sooner when closing
         }
     }

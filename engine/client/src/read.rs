@@ -215,7 +215,7 @@ impl Inner {
                     }
                 },
             };
-            let pause = tries.after(failure).inspect_err(|errno| {
+            let pause = tries.after(self.ring.now(), failure).inspect_err(|errno| {
                 tracing::warn!("inode {} chunk {index}: {failure:?}, giving up: {errno}", file.inode);
             })?;
             if tries.count() >= 5 {

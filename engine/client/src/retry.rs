@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use ring::Instant;
 use wire::Status;
 
 use crate::Errno;
@@ -38,7 +39,11 @@ pub(crate) struct Tries {
     count: u32,
     /// Answers "locked" in a row, up to 7.
     locked: u32,
-    max: u32,
+    max: Option<u32>,
+    /// An operation that has failed for so long fails for good; zero: only the tries count.
+    limit: Duration,
+    /// When the first failure since the last success was.
+    failing_since: Option<Instant>,
     error_on_no_space: bool,
     error_on_lost_chunk: bool,
 }
@@ -49,7 +54,9 @@ impl Tries {
             direction,
             count: 0,
             locked: 0,
-            max: settings.io_retries.max(1),
+            max: tries_max(settings),
+            limit: Duration::from_secs(u64::from(settings.timeout_secs)),
+            failing_since: None,
             error_on_no_space: settings.error_on_no_space,
             error_on_lost_chunk: settings.error_on_lost_chunk,
         }
@@ -63,10 +70,15 @@ impl Tries {
     pub(crate) fn succeeded(&mut self) {
         self.count = 0;
         self.locked = 0;
+        self.failing_since = None;
     }
 
     /// What follows this failure: the pause before the next try, or the error that ends the operation.
-    pub(crate) fn after(&mut self, failure: Failure) -> Result<Duration, Errno> {
+    pub(crate) fn after(&mut self, now: Instant, failure: Failure) -> Result<Duration, Errno> {
+        let since = *self.failing_since.get_or_insert(now);
+        if !self.limit.is_zero() && now.saturating_duration_since(since) >= self.limit {
+            return Err(last_error(failure));
+        }
         match failure {
             Failure::Master(Status::LOCKED | Status::EAGAIN) => {
                 self.locked = (self.locked + 1).min(7);
@@ -80,22 +92,16 @@ impl Tries {
                 if let Some(errno) = self.hopeless(status) {
                     return Err(errno);
                 }
-                let last = match status {
-                    Status::NOCHUNKSERVERS | Status::NOSPACE => Errno::ENOSPC,
-                    Status::CSNOTPRESENT | Status::CHUNKLOST => Errno::ENXIO,
-                    _ => Errno::EIO,
-                };
-                self.counted(last).map(pause)
+                self.counted(failure).map(pause)
             }
             Failure::NoServers => {
-                let count = self.counted(Errno::ENXIO)?;
+                let count = self.counted(failure)?;
                 Ok(Duration::from_secs(u64::from(count.min(10))))
             }
-            Failure::CannotConnect => self.counted(Errno::EIO).map(pause),
+            Failure::CannotConnect => self.counted(failure).map(pause),
             Failure::Server(Status::NOTDONE) => Ok(Duration::from_millis(300)),
             Failure::Server(_) | Failure::Broken => {
-                let last = if failure == Failure::Server(Status::NOSPACE) { Errno::ENOSPC } else { Errno::EIO };
-                let count = self.counted(last)?;
+                let count = self.counted(failure)?;
                 Ok(match self.direction {
                     Direction::Read if count <= 2 => Duration::ZERO,
                     Direction::Read => pause(count - 2),
@@ -119,11 +125,25 @@ impl Tries {
         }
     }
 
-    /// One more failure; the number it has. Errors: `last` when the tries are used up.
-    fn counted(&mut self, last: Errno) -> Result<u32, Errno> {
-        self.count += 1;
-        if self.count >= self.max { Err(last) } else { Ok(self.count) }
+    /// One more failure; the number it has. Errors: when the tries are used up.
+    fn counted(&mut self, failure: Failure) -> Result<u32, Errno> {
+        self.count = self.count.saturating_add(1);
+        if self.max.is_some_and(|max| self.count >= max) { Err(last_error(failure)) } else { Ok(self.count) }
     }
+}
+
+/// The error of an operation whose last failure was this.
+fn last_error(failure: Failure) -> Errno {
+    match failure {
+        Failure::Master(Status::NOCHUNKSERVERS | Status::NOSPACE) | Failure::Server(Status::NOSPACE) => Errno::ENOSPC,
+        Failure::Master(Status::CSNOTPRESENT | Status::CHUNKLOST) | Failure::NoServers => Errno::ENXIO,
+        _ => Errno::EIO,
+    }
+}
+
+/// Tries of one operation. `None`: for ever.
+pub(crate) fn tries_max(settings: &crate::Settings) -> Option<u32> {
+    (settings.io_retries != crate::Settings::FOR_EVER).then(|| settings.io_retries.max(1))
 }
 
 /// Pause before try `n + 1`, from n = 1 on: 1 ms + (n - 1) * 300 ms, 10 s from try 30 on.
@@ -141,6 +161,37 @@ pub(crate) fn patience(tries: u32) -> Duration {
 mod tests {
     use super::*;
 
+    impl Tries {
+        fn failed(&mut self, failure: Failure) -> Result<Duration, Errno> {
+            self.after(Instant::default(), failure)
+        }
+    }
+
+    #[test]
+    fn for_ever_means_for_ever_and_a_limit_ends_every_operation() {
+        let mut settings = crate::Settings::new("10.0.0.1:9421".parse().unwrap());
+        settings.io_retries = crate::Settings::FOR_EVER;
+        let mut tries = Tries::new(Direction::Write, &settings);
+        for _ in 0..10_000 {
+            assert!(tries.failed(Failure::NoServers).is_ok());
+        }
+        settings.timeout_secs = 20;
+        for (failure, errno) in [
+            (Failure::NoServers, Errno::ENXIO),
+            (Failure::Master(Status::LOCKED), Errno::EIO),
+            (Failure::Server(Status::NOSPACE), Errno::ENOSPC),
+        ] {
+            let mut tries = Tries::new(Direction::Write, &settings);
+            let start = Instant::default();
+            let after = |seconds| start + Duration::from_secs(seconds);
+            assert!(tries.after(after(100), failure).is_ok());
+            assert!(tries.after(after(119), failure).is_ok());
+            assert_eq!(tries.after(after(120), failure), Err(errno));
+            tries.succeeded();
+            assert!(tries.after(after(140), failure).is_ok(), "counted from the first failure on");
+        }
+    }
+
     fn tries(direction: Direction) -> Tries {
         let settings = crate::Settings::new("10.0.0.1:9421".parse().unwrap());
         Tries::new(direction, &settings)
@@ -150,7 +201,7 @@ mod tests {
     fn a_locked_chunk_is_asked_for_without_end() {
         let mut tries = tries(Direction::Write);
         let pauses: Vec<u64> =
-            (0..1000).map(|_| tries.after(Failure::Master(Status::LOCKED)).unwrap().as_millis() as u64).collect();
+            (0..1000).map(|_| tries.failed(Failure::Master(Status::LOCKED)).unwrap().as_millis() as u64).collect();
         assert_eq!(pauses[..8], [1, 1, 100, 100, 100, 100, 500, 500]);
         assert_eq!(tries.count(), 0);
     }
@@ -158,7 +209,7 @@ mod tests {
     #[test]
     fn the_first_two_broken_reads_are_repeated_at_once() {
         let mut tries = tries(Direction::Read);
-        let pauses: Vec<u64> = (0..4).map(|_| tries.after(Failure::Broken).unwrap().as_millis() as u64).collect();
+        let pauses: Vec<u64> = (0..4).map(|_| tries.failed(Failure::Broken).unwrap().as_millis() as u64).collect();
         assert_eq!(pauses, [0, 0, 1, 301]);
     }
 
@@ -166,26 +217,26 @@ mod tests {
     fn the_thirtieth_failure_is_the_last() {
         let mut tries = tries(Direction::Write);
         for _ in 0..29 {
-            tries.after(Failure::Master(Status::NOSPACE)).unwrap();
+            tries.failed(Failure::Master(Status::NOSPACE)).unwrap();
         }
-        assert_eq!(tries.after(Failure::Master(Status::NOSPACE)), Err(Errno::ENOSPC));
+        assert_eq!(tries.failed(Failure::Master(Status::NOSPACE)), Err(Errno::ENOSPC));
     }
 
     #[test]
     fn success_gives_all_tries_back() {
         let mut tries = tries(Direction::Read);
         for _ in 0..29 {
-            tries.after(Failure::Broken).unwrap();
+            tries.failed(Failure::Broken).unwrap();
         }
         tries.succeeded();
-        assert!(tries.after(Failure::Broken).is_ok());
+        assert!(tries.failed(Failure::Broken).is_ok());
     }
 
     #[test]
     fn a_busy_server_costs_no_try() {
         let mut tries = tries(Direction::Read);
         for _ in 0..100 {
-            assert_eq!(tries.after(Failure::Server(Status::NOTDONE)), Ok(Duration::from_millis(300)));
+            assert_eq!(tries.failed(Failure::Server(Status::NOTDONE)), Ok(Duration::from_millis(300)));
         }
     }
 
@@ -197,7 +248,7 @@ mod tests {
             (Status::QUOTA, Errno::EDQUOT),
             (Status::EROFS, Errno::EROFS),
         ] {
-            assert_eq!(tries(Direction::Write).after(Failure::Master(status)), Err(errno));
+            assert_eq!(tries(Direction::Write).failed(Failure::Master(status)), Err(errno));
         }
     }
 

@@ -20,9 +20,10 @@ pub struct Settings {
     pub info: String,
     /// MD5 of the password of the exports line, if there is one. `Settings::password_digest` makes it.
     pub password_md5: Option<[u8; 16]>,
-    /// Tries of one operation before it fails. At least 1.
+    /// Tries of one operation before it fails; at least 1, or `FOR_EVER`.
     pub io_retries: u32,
-    /// Seconds after which an operation that waits for the master fails with EIO; 0 = only `io_retries` counts.
+    /// Seconds after which an operation fails, counted from its first failure or from the loss of the master; 0 = only
+    /// `io_retries` counts.
     pub timeout_secs: u32,
     /// Bytes of written data that wait in memory; a writer waits when they are used up.
     pub write_cache_bytes: usize,
@@ -48,6 +49,9 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Of `io_retries`: an operation waits until what it needs is back.
+    pub const FOR_EVER: u32 = u32::MAX;
+
     /// Defaults for one master.
     pub fn new(master: SocketAddrV4) -> Settings {
         Settings {

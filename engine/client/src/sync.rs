@@ -55,7 +55,7 @@ impl Inner {
     /// Everything that was written to the file is on the devices, as far as the servers can be asked for that.
     /// Errors: as `flush_file`; EIO when acknowledged bytes are lost, and the like when a copy can be reached by nobody.
     pub(crate) async fn sync_file(self: &Rc<Self>, file: &Rc<File>) -> Result<(), Errno> {
-        self.flush_file(file).await?;
+        let _ = self.flush_file(file).await; // what was lost is told to the caller, and the rest is synced
         for _ in 0..REWRITES_MAX {
             let lost = self.sync_notes(file.inode, &file.unsynced).await?;
             if lost.is_empty() {
@@ -106,7 +106,8 @@ impl Inner {
                  and {why}: fsync fails"
             );
             drop(file.unsynced.take(index));
-            self.tell_lost(file, Errno::EIO);
+            file.losses.add(Errno::EIO);
+            file.bytes_changed(0, u64::MAX);
             return Err(Errno::EIO);
         }
         tracing::warn!(
@@ -141,12 +142,12 @@ impl Inner {
                 Ok(listed) if listed.is_hole() => return Ok(Synced::Yes), // cut off since
                 Ok(listed) => listed,
                 Err(status) => {
-                    self.ring.sleep(tries.after(Failure::Master(status))?).await;
+                    self.ring.sleep(tries.after(self.ring.now(), Failure::Master(status))?).await;
                     continue;
                 }
             };
             if listed.servers.is_empty() {
-                self.ring.sleep(tries.after(Failure::NoServers)?).await;
+                self.ring.sleep(tries.after(self.ring.now(), Failure::NoServers)?).await;
                 continue;
             }
             let there = listed.servers.iter().map(|server| (server.address(), listed.chunkid, listed.version));
@@ -179,7 +180,7 @@ impl Inner {
                 },
             };
             tracing::debug!("inode {inode} chunk {index}: cannot be synced yet: {failure:?}");
-            self.ring.sleep(tries.after(failure)?).await;
+            self.ring.sleep(tries.after(self.ring.now(), failure)?).await;
         }
     }
 

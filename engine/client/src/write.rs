@@ -89,6 +89,8 @@ struct ChunkWriter {
     /// Something for the session's sender: data, an acknowledgement, a flush.
     wake: Notify,
     is_active: Cell<bool>,
+    /// What was sent in the session under way was dropped: nobody waits for its end.
+    was_dropped: Cell<bool>,
     /// A reader waits for these bytes: send partial blocks at once.
     is_urgent: Cell<bool>,
     /// The superuser wrote some of it.
@@ -245,6 +247,7 @@ impl ChunkWriter {
             state: RefCell::default(),
             wake: Notify::new(),
             is_active: Cell::new(false),
+            was_dropped: Cell::new(false),
             is_urgent: Cell::new(false),
             by_root: Cell::new(false),
             granted: RefCell::default(),
@@ -288,13 +291,14 @@ impl ChunkWriter {
         state.waiting.clear();
         state.sent.clear();
         drop(state);
+        self.was_dropped.set(true);
         self.wake.notify_one();
     }
 }
 
 impl Inner {
     /// Takes bytes into the write cache. Waits for memory, and for a flush of the file that is under way.
-    /// Errors: the file's sticky error; EFBIG; ENOSPC and the like of an append that the master refuses.
+    /// Errors: EFBIG; ENOSPC and the like of an append that the master refuses.
     pub(crate) async fn write_file(self: &Rc<Self>, open: &Open, offset: u64, data: WriteData) -> Result<u32, Errno> {
         let file = &open.file;
         let size = data.len();
@@ -306,9 +310,6 @@ impl Inner {
             file.dirty.changed.notified().await;
         }
         let mut share = Some(Rc::new(self.write_budget.take(size).await));
-        if let Some(errno) = file.error.get() {
-            return Err(errno);
-        }
         let end = offset.checked_add(size as u64).filter(|end| *end <= wire::limits::FILE_BYTES_MAX);
         let end = end.ok_or(Errno::EFBIG)?;
 
@@ -364,8 +365,9 @@ impl Inner {
     /// Waits until what this client wrote to `start..end` is on the chunkservers, so that a read finds it there; or
     /// until it is lost, which writers are told.
     pub(crate) async fn settle(&self, file: &File, start: u64, end: u64) {
+        let losses = file.losses.count();
         loop {
-            if file.dirty.is_empty() || file.error.get().is_some() {
+            if file.dirty.is_empty() || file.losses.count() != losses {
                 return;
             }
             let mut is_waiting = false;
@@ -386,19 +388,20 @@ impl Inner {
         }
     }
 
-    /// Everything that was written to the file is acknowledged by every copy and the master knows the length; or the
-    /// file's sticky error. New writes wait meanwhile.
+    /// Everything that was written to the file is acknowledged by every copy and the master knows the length. New writes
+    /// wait meanwhile. Errors: something was lost while this waited.
     pub(crate) async fn flush_file(&self, file: &File) -> Result<(), Errno> {
+        let losses = file.losses.count();
         if !file.dirty.is_empty() {
             let _flushing = Flushing::new(file);
             for writer in file.dirty.chunks.borrow().values() {
                 writer.wake.notify_one();
             }
-            while !file.dirty.is_empty() && file.error.get().is_none() {
+            while !file.dirty.is_empty() && file.losses.count() == losses {
                 file.dirty.changed.notified().await;
             }
         }
-        file.error.get().map_or(Ok(()), Err)
+        file.losses.since(losses)
     }
 
     /// Writes bytes once more that were acknowledged and may be lost, before anything newer. Returns when they are
@@ -429,9 +432,10 @@ impl Inner {
                     self.fail_file(file, writer, errno);
                     break;
                 }
+                Err(WriteFailure::Again(_)) if writer.is_empty() => break, // dropped with another chunk's loss
                 Err(WriteFailure::Again(failure)) => failure,
             };
-            match tries.after(failure) {
+            match tries.after(self.ring.now(), failure) {
                 Ok(pause) => {
                     if tries.count() >= 5 {
                         tracing::info!(
@@ -459,21 +463,12 @@ impl Inner {
         self.start_writers(file);
     }
 
-    /// Acknowledged bytes are lost: all who have the file open are told.
-    pub(crate) fn tell_lost(&self, file: &File, errno: Errno) {
-        if file.error.get().is_none() {
-            file.error.set(Some(errno));
-        }
-        file.bytes_changed(0, u64::MAX);
-        file.dirty.changed.notify_all();
-    }
-
-    /// A write that cannot succeed: the error sticks, and all unsent data of the file is dropped. Spec 72, 5.3.
+    /// A write that cannot succeed: all unsent data of the file is dropped, and every handle hears of it once. What is
+    /// written from now on is tried again. MooseFS's mount refuses everything until the last handle is closed: Spec 72,
+    /// 5.3.
     fn fail_file(&self, file: &File, writer: &ChunkWriter, errno: Errno) {
         tracing::warn!("inode {} chunk {}: written data is lost: {errno}", file.inode, writer.index);
-        if file.error.get().is_none() {
-            file.error.set(Some(errno));
-        }
+        file.losses.add(errno);
         for writer in file.dirty.chunks.borrow().values() {
             writer.drop_all();
         }
@@ -503,6 +498,7 @@ impl Inner {
             self.remember_location(file.inode, writer.index, &location);
             writer.granted.replace(Some(location.clone()));
             let before = self.ask_before_data(&location).await;
+            writer.was_dropped.set(false);
             let session = Session::new(self, file, writer, &location, before);
             let outcome = session.run().await;
             if outcome.is_err() {
@@ -705,7 +701,7 @@ impl<'a> Session<'a> {
         let (mut last_sent, mut last_block, mut last_writeid) = (started, started, 0u32);
         loop {
             let now = ring.now();
-            if self.file.error.get().is_some() {
+            if self.writer.was_dropped.get() {
                 return Err(SessionEnd::Failed(Failure::Broken));
             }
             if let Some(block) = self.next_block(now, started, last_block, last_writeid) {

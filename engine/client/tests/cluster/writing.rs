@@ -177,24 +177,56 @@ fn a_master_that_wants_to_know_hears_of_every_session_that_failed_and_of_no_othe
 }
 
 #[test]
-fn a_write_error_sticks_to_the_inode_until_its_last_handle_is_closed() {
+fn a_loss_is_told_once_to_each_handle_and_new_writes_are_tried_again() {
     in_worlds(1, 1, |ring, fake| async move {
         let settings = Settings { error_on_no_space: true, ..settings(&fake) };
         let client = Client::connect(ring.clone(), settings).await.unwrap();
         let (inode, handle) = create(&client, "full").await;
         let other = open(&client, inode, READ_WRITE).await;
+        let x = || b"x".to_vec().into();
         fake.fault_master(CltomaFuseWriteChunk::TYPE, MasterFault::Answer(Status::NOSPACE));
         write(&client, handle, 0, b"lost").await;
         assert_eq!(client.fsync(handle).await, Err(Errno::ENOSPC));
-        assert_eq!(client.write(other, 0, b"x".to_vec().into()).await, Err(Errno::ENOSPC));
-        assert_eq!(client.flush(handle, None).await, Err(Errno::ENOSPC));
-        assert_eq!(client.release(handle, None).await, Err(Errno::ENOSPC));
-        assert_eq!(client.fsync(other).await, Err(Errno::ENOSPC));
-        assert_eq!(client.release(other, None).await, Err(Errno::ENOSPC));
-        let handle = open(&client, inode, READ_WRITE).await;
-        write(&client, handle, 0, b"kept").await;
+        client.fsync(handle).await.unwrap();
         client.flush(handle, None).await.unwrap();
+        // The other handle heard of nothing yet: one write is refused, `close` and `fsync` tell it all the same.
+        assert_eq!(client.write(other, 0, x()).await, Err(Errno::ENOSPC));
+        write(&client, other, 0, b"kept").await;
+        assert_eq!(client.flush(other, None).await, Err(Errno::ENOSPC), "one of two copies of the descriptor");
+        assert_eq!(client.fsync(other).await, Err(Errno::ENOSPC));
+        client.fsync(other).await.unwrap();
         assert_eq!(fake.content(inode), b"kept");
+        // Who opens the file after somebody was told hears nothing.
+        let third = open(&client, inode, READ_WRITE).await;
+        client.fsync(third).await.unwrap();
+        // A second loss is another one, and nobody was told when the file is opened.
+        fake.fault_master(CltomaFuseWriteChunk::TYPE, MasterFault::Answer(Status::NOSPACE));
+        write(&client, third, 0, b"lost").await;
+        ring.sleep(Duration::from_secs(1)).await;
+        let fourth = open(&client, inode, READ_WRITE).await;
+        for handle in [handle, other, third, fourth] {
+            assert_eq!(client.release(handle, None).await, Err(Errno::ENOSPC));
+        }
+        client.close().await;
+    });
+}
+
+#[test]
+fn a_file_is_written_again_as_soon_as_the_servers_are_back() {
+    in_worlds(1, 1, |ring, fake| async move {
+        let settings = Settings { io_retries: 4, ..settings(&fake) };
+        let client = Client::connect(ring.clone(), settings).await.unwrap();
+        let (inode, handle) = create(&client, "image").await;
+        write(&client, handle, 0, &pattern(1, 300_000)).await;
+        client.fsync(handle).await.unwrap();
+        let fault = ServerFault::StatusAfter(1, Status::IO);
+        (0..4).for_each(|_| fake.fault_server(0, fault));
+        write(&client, handle, 0, &pattern(2, 300_000)).await;
+        assert_eq!(client.fsync(handle).await, Err(Errno::EIO));
+        let content = pattern(3, 300_000);
+        write(&client, handle, 0, &content).await;
+        client.fsync(handle).await.unwrap();
+        assert!(fake.content(inode) == content, "without closing it");
         client.close().await;
     });
 }
