@@ -40,6 +40,16 @@ pub fn spoil(path: &Path, rot: Rot) -> io::Result<()> {
     file.sync_all()
 }
 
+/// The data of a sound file, without zeros at its end. Errors: as of [`check`].
+pub fn content(path: &Path) -> Result<Vec<u8>, String> {
+    check(path)?;
+    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
+    let start = header_bytes(bytes.len() as u64).ok_or("too short")? + TABLE_BYTES;
+    let data = &bytes[start as usize..];
+    let end = data.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    Ok(data[..end].to_vec())
+}
+
 /// Whether header, table and data fit each other and the file's name. Errors: what does not, in words.
 pub fn check(path: &Path) -> Result<(), String> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();

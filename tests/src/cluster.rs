@@ -13,9 +13,12 @@ use std::time::Duration;
 
 use crate::copies::{self, Copy};
 use crate::daemon::{Daemon, signal};
+use crate::disk::Disk;
 use crate::namespace::{MASTER, Namespace, chunkserver_address};
 use crate::need::{Role, effective, mooring_binary};
 use crate::wait::{comes_true, wait_until};
+
+mod trouble;
 
 /// Whose program plays a role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +94,7 @@ pub struct Cluster {
     chunkservers: Vec<Option<Daemon>>,
     metalogger: Option<Daemon>,
     master: Option<Daemon>,
+    disks: BTreeMap<PathBuf, Disk>,
     watchdog: Watchdog,
     namespace: Namespace,
     folder: PathBuf,
@@ -110,6 +114,9 @@ pub struct Answer {
 struct Mount {
     daemon: Daemon,
     path: PathBuf,
+    kind: Kind,
+    /// Arguments that were added.
+    more: Vec<String>,
 }
 
 impl Cluster {
@@ -135,6 +142,7 @@ impl Cluster {
             chunkservers: layout.chunkservers.iter().map(|_| None).collect(),
             metalogger: None,
             master: None,
+            disks: BTreeMap::new(),
             watchdog: Watchdog::new(test, layout.limit),
             namespace: Namespace::create(),
             folder,
@@ -431,11 +439,8 @@ impl Cluster {
     pub fn mount_with(&mut self, kind: Kind, more: &[&str]) -> PathBuf {
         let path = self.folder.join(format!("mnt{}", self.mounts.len()));
         std::fs::create_dir_all(&path).expect("the folder can be written");
-        let mut command = match effective(kind, Role::Mount) {
-            Kind::Stock => self.namespace.command("/usr/bin/mfsmount"),
-            Kind::Mooring => self.ours("mount"),
-        };
-        command.arg(&path).args(["-H", &MASTER.to_string(), "-P", &MATOCL_PORT.to_string(), "-f"]).args(more);
+        let more: Vec<String> = more.iter().map(|&argument| argument.to_owned()).collect();
+        let command = self.mount_command(kind, &path, &more);
         let mut daemon = self.spawn(&format!("mount{}", self.mounts.len()), command);
         self.watchdog.watch(daemon.pid());
         wait_until("the mount to appear", PATIENCE, || {
@@ -443,7 +448,7 @@ impl Cluster {
             is_mounted(&path)
         });
         std::fs::metadata(&path).expect("the root of the mount answers");
-        self.mounts.push(Mount { daemon, path: path.clone() });
+        self.mounts.push(Mount { daemon, path: path.clone(), kind, more });
         self.wait_for_space(&path);
         path
     }
@@ -460,7 +465,7 @@ impl Cluster {
             still_runs(&mut daemon);
             is_mounted(&path)
         });
-        self.mounts.push(Mount { daemon, path: path.clone() });
+        self.mounts.push(Mount { daemon, path: path.clone(), kind: Kind::Stock, more: vec!["-m".into()] });
         path
     }
 
@@ -518,10 +523,11 @@ impl Cluster {
     /// Wait until the file system offers the space of every running chunkserver: then all of them have registered, and
     /// new chunks get all their copies.
     fn wait_for_space(&mut self, path: &Path) {
-        let servers = self.chunkservers.iter().flatten().count() as u64;
         // What a chunkserver calls its total: what is used and what ordinary users may still use (Spec 40, 6).
-        let one_bytes = statfs(&self.folder).map_or(0, |disk| disk.used_bytes + disk.available_bytes);
-        let wanted = one_bytes / 100 * 97 * servers;
+        let one_bytes = |disk: Space| disk.used_bytes + disk.available_bytes;
+        let running = (0..self.chunkservers.len()).filter(|index| self.chunkservers[*index].is_some());
+        let bytes: u64 = running.filter_map(|index| statfs(&self.data_folder(index))).map(one_bytes).sum();
+        let wanted = bytes / 100 * 97;
         wait_until("space of every chunkserver", PATIENCE, || {
             statfs(path).is_some_and(|space| space.total_bytes >= wanted)
         });
@@ -683,6 +689,7 @@ impl Drop for Cluster {
             self.mounts.clear();
             self.chunkservers.clear();
             self.master = None;
+            self.disks.clear();
             std::fs::remove_dir_all(&self.folder).ok();
         }
     }

@@ -5,10 +5,14 @@
 
 use std::net::Ipv4Addr;
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// The master's address.
 pub const MASTER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+
+/// The device into which lost packets go, and the number of the rules that lead them there.
+const CUTTER: &str = "cut";
+const CUT_PRIORITY: &str = "5";
 
 /// Chunkserver number `index` listens here.
 pub fn chunkserver_address(index: usize) -> Ipv4Addr {
@@ -19,6 +23,7 @@ pub fn chunkserver_address(index: usize) -> Ipv4Addr {
 /// One network namespace. Dropping it removes it.
 pub struct Namespace {
     name: String,
+    has_cutter: AtomicBool,
 }
 
 impl Namespace {
@@ -28,7 +33,7 @@ impl Namespace {
         sweep();
         let name = format!("mooring-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         ip(&["netns", "add", &name]);
-        let namespace = Namespace { name };
+        let namespace = Namespace { name, has_cutter: AtomicBool::new(false) };
         ip(&["-n", &namespace.name, "link", "set", "lo", "up"]);
         for last in 1..=30 {
             ip(&["-n", &namespace.name, "addr", "add", &format!("10.77.0.{last}/24"), "dev", "lo"]);
@@ -42,6 +47,34 @@ impl Namespace {
         command.args(["--pdeathsig", "KILL", "nsenter"]);
         command.arg(format!("--net=/run/netns/{}", self.name)).arg(program);
         command
+    }
+
+    /// What comes from or goes to these addresses is lost from now on, without a word to either side, as behind a cable
+    /// that was pulled. [`Namespace::heal`] ends it.
+    pub fn cut(&self, addresses: &[Ipv4Addr]) {
+        if !self.has_cutter.swap(true, Ordering::Relaxed) {
+            // Packets are led into a device that is down: few kernels have everything that would drop them by itself.
+            ip(&["-n", &self.name, "link", "add", CUTTER, "type", "veth", "peer", "name", "cut-peer"]);
+            self.tc(&["qdisc", "add", "dev", "lo", "clsact"]);
+        }
+        for address in addresses {
+            for side in ["src", "dst"] {
+                let filter = ["filter", "add", "dev", "lo", "egress", "protocol", "ip", "prio", CUT_PRIORITY, "u32"];
+                let address = format!("{address}/32");
+                let action = ["match", "ip", side, &address, "action", "mirred", "egress", "redirect", "dev", CUTTER];
+                self.tc(&[&filter[..], &action[..]].concat());
+            }
+        }
+    }
+
+    /// Whatever was cut is whole again.
+    pub fn heal(&self) {
+        self.tc(&["filter", "del", "dev", "lo", "egress", "prio", CUT_PRIORITY]);
+    }
+
+    fn tc(&self, arguments: &[&str]) {
+        let status = self.command("tc").args(arguments).status().expect("the program `tc` (package iproute2) runs");
+        assert!(status.success(), "tc {} failed: {status}", arguments.join(" "));
     }
 }
 
