@@ -202,7 +202,7 @@ fn write_files(layout: &Layout, ports: Ports, driver: &str) -> Result<(), String
         .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()));
     if !names.any(|name| name.starts_with("metadata") || name.starts_with("changelog")) {
         let seed = master.join("metadata.mfs");
-        fs::write(&seed, layout::NEW_FILE_SYSTEM).map_err(|error| fail(&seed, error))?;
+        fs::write(&seed, crate::data_folder::NEW).map_err(|error| fail(&seed, error))?;
     }
     Ok(())
 }

@@ -7,6 +7,7 @@
 pub mod chunkserver;
 pub mod config;
 mod connection;
+mod data_folder;
 pub mod demo;
 pub mod huge;
 pub mod logging;

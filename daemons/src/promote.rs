@@ -14,7 +14,8 @@ use meta::recovery::Plan;
 use ring::{DriverChoice, Options};
 
 use crate::config::{self, Config};
-use crate::master::{self, Rehearsed, SEEN, Settings, rehearse, seen};
+use crate::data_folder::{self, SEEN, seen};
+use crate::master::{self, Rehearsed, Settings, rehearse};
 use crate::process::{self, MASTER, METALOGGER, Program, WorkingUser};
 
 /// Make a master's data folder of what a metalogger keeps
@@ -133,7 +134,7 @@ fn kept_files(from: &Path) -> Result<Vec<String>, String> {
     };
     let mut first = [0; 28];
     let read = fs::File::open(from.join(image)).and_then(|mut file| file.read_exact(&mut first));
-    if read.is_err() || !first.ends_with(b"MOOR") {
+    if read.is_err() || !data_folder::is_ours(&first) {
         return Err(format!(
             "{0}: {image} is of a MooseFS master. `mooring import {0} --to FOLDER` makes a folder of ours of it and the \
              changes that follow; a MooseFS master goes on from them with mfsmaster -a in a folder with copies of them",
@@ -306,7 +307,7 @@ mod tests {
     use wire::{ChunkId, MetaId};
 
     use super::*;
-    use crate::master::{WRAPPED_HEAD_BYTES, WRAPPED_TAIL};
+    use crate::data_folder::{WRAPPED_HEAD_BYTES, WRAPPED_TAIL};
 
     /// A folder as a metalogger of ours keeps it: an image, and `changes` lines behind it. Gives the metadata.
     fn kept(folder: &Path, changes: u64) -> (Namespace, Batch) {

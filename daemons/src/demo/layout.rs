@@ -15,9 +15,6 @@ use std::path::{Path, PathBuf};
 
 use crate::process::{CHUNKSERVER, MASTER, METALOGGER};
 
-/// A `metadata.mfs` with these bytes starts an empty file system. Spec 71, 1.3.
-pub(super) const NEW_FILE_SYSTEM: &[u8] = b"MFSM NEW";
-
 /// Four ports in a row: metaloggers, chunkservers, clients at the master; data at each chunkserver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ports {

@@ -11,8 +11,8 @@ use wire::Status;
 use super::Shared;
 use super::client::operations;
 use super::core::Core;
-use super::journal::{FILE_MODE, gone_is_fine};
 use crate::connection::Traffic;
+use crate::data_folder::{FILE_MODE, gone_is_fine};
 
 /// How often the clock is looked at.
 const LOOK: Duration = Duration::from_secs(1);

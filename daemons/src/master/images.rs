@@ -12,19 +12,10 @@ use futures_util::join;
 use meta::{Snapshot, image};
 use ring::{OpenHow, Ring};
 use tracing::{error, info, warn};
-use wire::MetaId;
 
 use super::Shared;
-use super::journal::{FILE_MODE, gone_is_fine, remove_old};
-
-/// The image of a running master.
-pub(super) const BACK: &str = "metadata.mfs.back";
-/// The image of a master that was stopped in order.
-pub(super) const CLEAN: &str = "metadata.mfs";
-pub(super) const TEMPORARY: &str = "metadata.mfs.back.tmp";
-
-/// Remembers how far the metadata of this folder came, so that an older copy of them is noticed at the next start.
-pub(crate) const SEEN: &str = ".metadata.seen";
+use super::journal::remove_old;
+use crate::data_folder::{BACK, CLEAN, FILE_MODE, SEEN, TEMPORARY, gone_is_fine, seen};
 
 /// While another image is being written.
 const SAVING_WAIT: Duration = Duration::from_millis(20);
@@ -150,11 +141,6 @@ async fn put_in_place(ring: &Ring, folder: &Path, seen: String, kept: u32, clean
 
 fn numbered(folder: &Path, number: u32) -> PathBuf {
     folder.join(format!("{BACK}.{number}"))
-}
-
-/// What is to be remembered of metadata that have come so far.
-pub(crate) fn seen(metaid: MetaId, version: u64) -> String {
-    format!("{metaid} {version}\n")
 }
 
 /// Writes the file under its temporary name: bytes are made on another thread and written here, piece by piece. Gives

@@ -25,12 +25,11 @@ use tracing::{error, info, warn};
 use wire::{MatoanMetachangesLog, Packet, Rest};
 
 use super::Shared;
-use super::images::{self, BACK};
+use super::images;
 use super::settings::Settings;
 use crate::connection::{KeepAlive, Outbox};
+use crate::data_folder::{BACK, FILE_MODE, gone_is_fine, journal_path};
 
-/// Mode of journal files and images.
-pub(crate) const FILE_MODE: u32 = 0o640;
 /// Lines are written in whole pages of this size.
 const PAGE_BYTES: usize = 4096;
 /// The file is extended to multiples of this.
@@ -455,18 +454,6 @@ impl Moves {
 impl Drop for Moving<'_> {
     fn drop(&mut self) {
         self.0.under_way.set(self.0.under_way.get() - 1);
-    }
-}
-
-pub(super) fn journal_path(folder: &Path, number: u32) -> PathBuf {
-    folder.join(format!("changelog.{number}.mfs"))
-}
-
-/// A file that is not there needs no removal or rename.
-pub(crate) fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
     }
 }
 

@@ -28,10 +28,9 @@ use wire::{
 use super::Shared;
 use super::chunkserver::version_answer;
 use super::core::ip_of;
-use super::images::BACK;
-use super::journal::{Queue, journal_path, packets_of};
-use super::recovery::{WRAPPED_HEAD_BYTES, WRAPPED_TAIL};
+use super::journal::{Queue, packets_of};
 use crate::connection::{KeepAlive, Outbox, PacketReader, write_out};
+use crate::data_folder::{BACK, WRAPPED_HEAD_BYTES, WRAPPED_TAIL, journal_path};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// While files are renamed.

@@ -56,12 +56,8 @@ use crate::signals::Wish;
 
 pub(crate) use self::chunkserver::version_answer;
 pub use self::heavy_load::Limits as HeavyLoadLimits;
-pub(crate) use self::images::{SEEN, seen};
-pub(crate) use self::journal::{FILE_MODE, gone_is_fine};
 pub(crate) use self::metalogger::NEXT_OPTION;
-pub(crate) use self::recovery::{
-    NEW, Rehearsed, WRAPPED_HEAD_BYTES, WRAPPED_TAIL, header, image_bytes, is_journal, is_wrapped, recovered, rehearse,
-};
+pub(crate) use self::recovery::{Rehearsed, recovered, rehearse};
 pub use self::settings::{Reserve, Settings};
 
 /// Whether the text of an exports file lets anybody mount anything. Any text is taken; bad lines are logged.

@@ -14,28 +14,22 @@ use meta::journal::{self, Batch, SurveyEnd};
 use meta::recovery::{ImageFacts, JournalFacts, Known, Overlap, Plan, Refusal, first_difference, overlaps, plan};
 use meta::stock::changelog;
 use meta::{Namespace, Policy};
-use ring::{File, OpenHow, Ring};
+use ring::{OpenHow, Ring};
 use tracing::{info, warn};
 use wire::{ChunkId, MetaId};
 
 use super::MasterError;
-use super::images::{self, BACK, CLEAN, SEEN, TEMPORARY};
-use super::journal::{FILE_MODE, gone_is_fine, journal_path};
+use super::images;
 use super::settings::Settings;
+use crate::data_folder::{
+    BACK, CLEAN, FILE_MODE, NEW, SEEN, TEMPORARY, first_and_last, first_bytes, gone_is_fine, header, image_bytes,
+    is_image, is_journal, is_own_journal, journal_path, read_seen, version_of_moosefs,
+};
 
-/// A file of these 8 bytes asks for a new file system.
-pub(crate) const NEW: &[u8] = b"MFSM NEW";
 /// Bytes of one read.
 const PIECE_BYTES: usize = 4 << 20;
-/// So much of a journal file's beginning and end is read to see which lines it has.
-const END_BYTES: usize = 256 << 10;
-/// `1: 1|IDLE(#00C0FFEE)` and its end: no line is shorter.
-const LINE_BYTES_MIN: u64 = 21;
 /// So much of the journal's end is remembered for metaloggers at the start.
 const TAIL_BYTES: usize = 1 << 20;
-/// In front of an image that a metalogger keeps: signature, version, metaid, and a section's head. See `metalogger`.
-pub(crate) const WRAPPED_HEAD_BYTES: u64 = 40;
-pub(crate) const WRAPPED_TAIL: &[u8; 16] = b"[MFS EOF MARKER]";
 
 /// The metadata, ready to be served.
 pub(super) struct Loaded {
@@ -315,22 +309,6 @@ pub(super) async fn older_journals(
     Ok(kept.map(|(_, file)| file).collect())
 }
 
-/// Versions of the first line of a journal file and of the last one. None: it does not begin with a line of ours. The last
-/// one is None if the file does not end with a line, or cannot have as many lines as there are versions from one to the
-/// other.
-async fn first_and_last(file: &File, size: u64) -> Result<Option<(u64, Option<u64>)>, MasterError> {
-    let version_of = |line: Option<&[u8]>| line.and_then(|line| journal::parse(line).ok()).map(|entry| entry.version);
-    let (read, mut bytes) = file.read_at(vec![0; END_BYTES], 0).await;
-    bytes.truncate(read?);
-    let Some(first) = version_of(bytes.split(|byte| *byte == b'\n').next()) else { return Ok(None) };
-    let (read, mut bytes) = file.read_at(vec![0; END_BYTES], size.saturating_sub(END_BYTES as u64)).await;
-    bytes.truncate(read?);
-    let whole = bytes.strip_suffix(b"\n");
-    let last = version_of(whole.and_then(|whole| whole.rsplit(|byte| *byte == b'\n').next()));
-    let fits = |last: &u64| last.checked_sub(first).is_some_and(|more| more < size / LINE_BYTES_MIN);
-    Ok(Some((first, last.filter(fits))))
-}
-
 fn refused(refusal: Refusal) -> MasterError {
     MasterError::Recovery(format!("the metadata cannot be recovered: {refusal}"))
 }
@@ -514,71 +492,14 @@ async fn known(ring: &Ring, settings: &Settings) -> Result<Known, MasterError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Known::default(),
         Err(error) => return Err(unclear(format!("cannot be read ({error})"))),
         Ok(bytes) => {
-            let text = String::from_utf8_lossy(&bytes).into_owned();
-            let mut words = text.split_whitespace();
-            let meta_id = words.next().and_then(|word| u64::from_str_radix(word, 16).ok());
-            let version_seen = words.next().and_then(|word| word.parse().ok());
-            let (Some(meta_id), Some(version_seen)) = (meta_id, version_seen) else {
-                return Err(unclear("is damaged".to_owned()));
-            };
-            Known { meta_id: Some(MetaId(meta_id)), version_seen }
+            let (meta_id, version_seen) = read_seen(&bytes).ok_or_else(|| unclear("is damaged".to_owned()))?;
+            Known { meta_id: Some(meta_id), version_seen }
         }
     };
     Ok(match settings.accept_metaid {
         Some(accepted) if known.meta_id != Some(accepted) => Known { meta_id: Some(accepted), version_seen: 0 },
         _ => known,
     })
-}
-
-/// Names that MooseFS takes for images, too: `metadata` and more.
-fn is_image(name: &str) -> bool {
-    name.starts_with("metadata") && name.len() > "metadata".len() && name != "metadata.crc" && name != TEMPORARY
-}
-
-pub(crate) fn is_journal(name: &str) -> bool {
-    ["changelog.", "changelog_ml.", "changelog_ml_back."].iter().any(|prefix| {
-        let number = name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(".mfs"));
-        number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
-    })
-}
-
-fn is_own_journal(name: &str) -> bool {
-    name.starts_with("changelog.")
-}
-
-async fn first_bytes(ring: &Ring, path: &Path) -> Result<(Vec<u8>, u64), MasterError> {
-    let file = ring.open(path, OpenHow::read()).await?;
-    let size = file.stat().await?.size;
-    let (read, mut bytes) = file.read_at(vec![0; 256], 0).await;
-    bytes.truncate(read?);
-    Ok((bytes, size))
-}
-
-/// The header of an image, wrapped as for a metalogger or not.
-pub(crate) fn header(first: &[u8]) -> Option<ImageHeader> {
-    let bytes = if is_wrapped(first) { &first[WRAPPED_HEAD_BYTES as usize..] } else { first };
-    ImageHeader::decode(bytes).ok()
-}
-
-/// The version of an image that a MooseFS master wrote; 0 if its file is too old to tell. Spec 50, 2.
-fn version_of_moosefs(first: &[u8]) -> Option<u64> {
-    if !first.starts_with(b"MFSM ") || first == NEW || is_wrapped(first) {
-        return None;
-    }
-    let version = first.get(8..16).and_then(|bytes| bytes.first_chunk()).map(|bytes| u64::from_be_bytes(*bytes));
-    Some(version.filter(|_| first[5] >= b'2').unwrap_or(0))
-}
-
-pub(crate) fn is_wrapped(first: &[u8]) -> bool {
-    first.starts_with(b"MFSM 2.0") && first.len() as u64 > WRAPPED_HEAD_BYTES && &first[24..28] == b"MOOR"
-}
-
-/// Where the image lies in a file of so many bytes, wrapped as for a metalogger or not.
-pub(crate) fn image_bytes(first: &[u8], size: u64) -> Range<u64> {
-    match is_wrapped(first) {
-        true => WRAPPED_HEAD_BYTES..size.saturating_sub(WRAPPED_TAIL.len() as u64),
-        false => 0..size,
-    }
 }
 
 async fn load_image(ring: &Ring, path: &Path, policy: Policy) -> Result<Namespace, String> {

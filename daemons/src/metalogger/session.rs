@@ -16,7 +16,8 @@ use super::Wishes;
 use super::settings::Settings;
 use super::store::{Front, IMAGE_FRONT_BYTES, IMAGE_TEMPORARY, JOURNAL_TEMPORARY, Order, Store, check_image};
 use crate::connection::{KeepAlive, Outbox, PacketReader, write_out};
-use crate::master::{FILE_MODE, NEXT_OPTION, gone_is_fine};
+use crate::data_folder::{FILE_MODE, gone_is_fine};
+use crate::master::NEXT_OPTION;
 
 const CONNECT_MAX: Duration = Duration::from_secs(1);
 /// Lines are on the device at most so long after they came.

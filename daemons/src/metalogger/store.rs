@@ -16,7 +16,10 @@ use tracing::{error, info, warn};
 use wire::MetaId;
 
 use super::settings::Settings;
-use crate::master::{FILE_MODE, NEW, WRAPPED_HEAD_BYTES, WRAPPED_TAIL, gone_is_fine};
+use crate::data_folder::{
+    self, FILE_MODE, LINE_BYTES_MAX, NEW, WRAPPED_HEAD_BYTES, WRAPPED_TAIL, ends, gone_is_fine, is_kept_journal,
+    last_line,
+};
 
 pub(super) const IMAGE: &str = "metadata_ml.mfs.back";
 pub(super) const IMAGE_TEMPORARY: &str = "metadata_ml.tmp";
@@ -27,12 +30,8 @@ pub(super) const IMAGE_FRONT_BYTES: usize = 24;
 const ASIDE: &str = "set-aside-";
 /// Stays free for the journal when an image is fetched.
 const ROOM_BYTES: u64 = 64 << 20;
-/// Holds the number of a file's first line.
-const FRONT_BYTES: usize = 32;
 /// Bytes of journal that are looked at in one read.
 const PIECE_BYTES: usize = 1 << 20;
-/// A line is no longer. Spec 42, A.4.
-const LINE_BYTES_MAX: usize = 200_100;
 
 /// The front of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -463,7 +462,7 @@ impl Store {
     /// How far image and journals reach: the number of the first change that is not there. None without an image, or if
     /// the live journal has lines that do not follow. Files whose lines the image has are not read.
     async fn position(&self) -> io::Result<Option<u64>> {
-        self.position_by(is_journal).await
+        self.position_by(is_kept_journal).await
     }
 
     /// As `position`, from the files with such names.
@@ -536,10 +535,6 @@ fn journal_number(name: &str) -> Option<u32> {
     name.strip_prefix("changelog_ml.")?.strip_suffix(".mfs")?.parse().ok()
 }
 
-fn is_journal(name: &str) -> bool {
-    (name.starts_with("changelog_ml.") || name.starts_with("changelog_ml_back.")) && name.ends_with(".mfs")
-}
-
 fn is_kept(name: &str) -> bool {
     (name.starts_with("metadata_ml.mfs") || name.starts_with("changelog_ml")) && !name.ends_with(".tmp")
 }
@@ -567,29 +562,6 @@ async fn finish_setting_aside(ring: &Ring, folder: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// The numbers of the first and the last line of a journal file, whatever lies between. None: it has no lines.
-async fn ends(file: &File) -> io::Result<Option<(u64, u64)>> {
-    let (read, mut front) = file.read_at(vec![0; FRONT_BYTES], 0).await;
-    front.truncate(read?);
-    let first = meta::journal::line_version(&front);
-    let last = last_line(file).await?.as_deref().and_then(meta::journal::line_version);
-    // Of a damaged file all may be needed.
-    Ok(match (first, last) {
-        (None, None) => None,
-        (first, last) => Some((first.unwrap_or(0), last.unwrap_or(u64::MAX - 1))),
-    })
-}
-
-/// The last whole line of a journal file, without newline.
-async fn last_line(file: &File) -> io::Result<Option<Vec<u8>>> {
-    let from = file.stat().await?.size.saturating_sub(LINE_BYTES_MAX as u64);
-    let (read, mut bytes) = file.read_at(vec![0; LINE_BYTES_MAX], from).await;
-    bytes.truncate(read?);
-    let Some(end) = bytes.iter().rposition(|byte| *byte == b'\n') else { return Ok(None) };
-    let begin = bytes[..end].iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
-    Ok(Some(bytes[begin..end].to_vec()))
 }
 
 /// What a line's checksum says of it.
@@ -691,7 +663,7 @@ pub(super) async fn check_image(ring: &Ring, path: &Path) -> Result<Front, Strin
     if read(end, WRAPPED_TAIL.len()).await? != WRAPPED_TAIL {
         return Err("it does not end as an image does: it was cut off".to_owned());
     }
-    if head.get(24..28) == Some(b"MOOR") {
+    if data_folder::is_ours(&head) {
         let mut verifier = Verifier::new();
         let mut offset = WRAPPED_HEAD_BYTES;
         while offset < end {

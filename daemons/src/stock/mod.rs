@@ -20,13 +20,11 @@ use meta::{Namespace, Policy, image};
 use wire::MetaId;
 
 use self::moosefs::{Files, Image, Kind};
-use crate::master;
+use crate::data_folder::{self, CLEAN};
 use crate::promote::refuse_other_metadata;
 
 pub(crate) use self::in_place::take_over;
 
-/// What a master that was stopped in order leaves, MooseFS's and ours.
-const CLEAN: &str = "metadata.mfs";
 const PIECE_BYTES: usize = 1 << 20;
 
 /// Take over a MooseFS cluster: make a Mooring master's metadata of a MooseFS master's metadata.mfs
@@ -207,7 +205,7 @@ fn file_in(path: &Path, way_out: &str) -> Result<PathBuf, String> {
 
 fn is_ours(path: &Path) -> Result<bool, String> {
     let first = File::open(path).and_then(|file| first_bytes(&file)).map_err(|error| at(path, error))?;
-    Ok(first.starts_with(b"MOORMETA") || master::is_wrapped(&first))
+    Ok(data_folder::is_ours(&first))
 }
 
 /// What tells whose a file is.
@@ -222,7 +220,7 @@ fn load_ours(path: &Path) -> Result<Namespace, String> {
     let mut file = File::open(path).map_err(|error| at(path, error))?;
     let bytes = || -> io::Result<std::ops::Range<u64>> {
         let (first, size) = (first_bytes(&file)?, file.metadata()?.len());
-        Ok(master::image_bytes(&first, size))
+        Ok(data_folder::image_bytes(&first, size))
     };
     let bytes = bytes().map_err(|error| at(path, error))?;
     file.seek(SeekFrom::Start(bytes.start)).map_err(|error| at(path, error))?;

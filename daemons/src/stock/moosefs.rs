@@ -18,7 +18,7 @@ use meta::{Namespace, Policy};
 use wire::MetaId;
 
 use super::{at, load_ours, now, read_pieces};
-use crate::master::{self, WRAPPED_TAIL};
+use crate::data_folder::{self, NEW, WRAPPED_TAIL, is_image};
 use crate::process::{self, MASTER, METALOGGER, Program};
 
 /// Whose format a file has.
@@ -112,7 +112,7 @@ impl Files {
             let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
             if is_image(name) {
                 files.images.extend(Image::look(&path)?);
-            } else if master::is_journal(name) {
+            } else if data_folder::is_journal(name) {
                 files.logs.push(path);
             }
         }
@@ -145,7 +145,7 @@ impl Image {
         };
         let (first, last) = look().map_err(|error| at(path, error))?;
         let image = |kind, header, is_new, is_old| Image { path: path.to_owned(), kind, header, is_new, is_old };
-        if first.starts_with(b"MFSM NEW") {
+        if first.starts_with(NEW) {
             let header = ImageHeader { meta_id: MetaId(0), version: 1, written_at: 0 };
             return Ok(Some(image(Kind::MooseFs, Some(header), true, false)));
         }
@@ -154,9 +154,9 @@ impl Image {
             let is_whole = if is_sectioned { last == b"[MFS EOF MARKER]" } else { last == [0; 16] };
             return Ok(Some(image(Kind::MooseFs, is_whole.then_some(header), false, first[5] < b'2')));
         }
-        let is_ours = first.starts_with(b"MOORMETA") || first.get(24..28) == Some(b"MOOR");
-        let is_whole = !master::is_wrapped(&first) || last == WRAPPED_TAIL;
-        let header = master::header(&first).filter(|_| is_whole);
+        let is_ours = data_folder::is_ours(&first);
+        let is_whole = !data_folder::is_wrapped(&first) || last == WRAPPED_TAIL;
+        let header = data_folder::header(&first).filter(|_| is_whole);
         Ok(is_ours.then(|| image(Kind::Ours, header, false, false)))
     }
 
@@ -429,13 +429,6 @@ fn replay(kind: Kind, mut namespace: Namespace, plan: Plan, mut notes: Vec<Strin
     notes.extend(plan.remarks);
     let logs = used.len();
     Ok(Loaded { namespace, kind, image: PathBuf::from(plan.image), from: plan.from, logs, applied, notes })
-}
-
-/// Names that MooseFS takes for images: `metadata` and more. One of a package's is the sample of an empty one, the
-/// temporary one is of a store that was cut short.
-fn is_image(name: &str) -> bool {
-    let is_other = name == "metadata.crc" || name == "metadata.mfs.empty" || name.ends_with(".tmp");
-    name.starts_with("metadata") && name.len() > "metadata".len() && !is_other
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::at;
-use crate::master::FILE_MODE;
+use crate::data_folder::FILE_MODE;
 
 /// Gives out the bytes of a file, in order.
 pub(super) type Fill<'a> = dyn FnMut(&mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> + 'a;

@@ -195,11 +195,11 @@ mod tests {
         let text = |name: &str| folder.path().join(name).display().to_string();
         let (image, log, to) = (text("metadata_ml.mfs.back"), text("changelog.0.mfs"), text("restored"));
         let bytes = fs::read(text("metadata.mfs.back")).expect("readable");
-        let version = master::header(&bytes).expect("an image").version;
+        let version = crate::data_folder::header(&bytes).expect("an image").version;
         let mut wrapped = [&b"MFSM 2.0"[..], &version.to_be_bytes(), &7u64.to_be_bytes(), b"MOOR 1.0"].concat();
         wrapped.extend_from_slice(&(bytes.len() as u64).to_be_bytes());
         wrapped.extend_from_slice(&bytes);
-        wrapped.extend_from_slice(master::WRAPPED_TAIL);
+        wrapped.extend_from_slice(crate::data_folder::WRAPPED_TAIL);
         fs::write(&image, &wrapped).expect("written");
         assert_eq!(restore(&arguments(&["-m", &image, "-o", &to, &log])), Ok(()));
         assert_eq!(ours(Path::new(&to)).digest(), expected.digest());
