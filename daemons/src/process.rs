@@ -9,6 +9,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -88,6 +89,9 @@ pub struct Arguments {
     /// Say `ready` on standard output once everything works
     #[arg(long)]
     pub announce_ready: bool,
+    /// Stop the running process (old form of the action)
+    #[arg(short = 's', hide = true)]
+    pub stop: bool,
     /// This process is the background one (set by the program itself)
     #[arg(long, hide = true)]
     pub detached: bool,
@@ -142,8 +146,8 @@ pub struct Daemon {
     log_undefined: bool,
     announce_ready: bool,
     detached: bool,
-    /// Held for life; the kernel drops it with the process.
-    _lock: File,
+    /// Held for life; the kernel drops them with the process.
+    _lock: (File, Option<File>),
 }
 
 /// Do what the command line asks for. `serve` runs the daemon until it ends; it is called in the process that
@@ -186,7 +190,7 @@ fn act(
     let lock_path = data_path.join(program.lock_file());
     let timeout = Duration::from_secs(arguments.lock_timeout_secs);
 
-    match arguments.action {
+    match if arguments.stop { Action::Stop } else { arguments.action } {
         Action::Test => test(program, &lock_path),
         Action::Stop => stop(&lock_path, Signal::TERM, timeout),
         Action::Kill => stop(&lock_path, Signal::KILL, timeout),
@@ -266,17 +270,76 @@ fn end_owner(lock_path: &Path, pid: Pid, signal: Signal, timeout: Duration) -> R
 pub(crate) fn owner(lock_path: &Path) -> Result<Option<Pid>, String> {
     let file = match File::open(lock_path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return hidden_owner(lock_path, true),
         Err(error) => return Err(format!("can't open lockfile {}: {error}", lock_path.display())),
     };
     let wanted = Flock::from(FlockType::WriteLock);
     let holder = rustix::process::fcntl_getlk(&file, &wanted)
         .map_err(|error| format!("can't look at lockfile {}: {error}", lock_path.display()))?;
     match holder {
-        None => Ok(None),
+        // The folder may have been replaced under a running process, whose lock file is another one.
+        None => hidden_owner(lock_path, false),
         Some(Flock { pid: Some(pid), .. }) => Ok(Some(pid)),
         Some(_) => Err(format!("{} is locked by a process of another container", lock_path.display())),
     }
+}
+
+/// What a running process shows in /proc of the lock file that it began with, whatever became of that file and its
+/// folder: the name of a descriptor without a file. `None`: this kernel has no such descriptors.
+fn show_lock(lock_path: &Path) -> Option<File> {
+    let name = shown_lock(lock_path);
+    rustix::fs::memfd_create(name.as_str(), rustix::fs::MemfdFlags::CLOEXEC).ok().map(File::from)
+}
+
+/// The name has room for 249 bytes.
+fn shown_lock(lock_path: &Path) -> String {
+    let path = std::path::absolute(lock_path).unwrap_or_else(|_| lock_path.to_owned());
+    let text: Vec<char> = path.to_string_lossy().chars().collect();
+    let end: String = text[text.len().saturating_sub(60)..].iter().collect();
+    format!("mooring:{:08x}:{end}", crc32c::crc32c(path.as_os_str().as_bytes()))
+}
+
+/// A process that runs although nobody has the lock of the file that lies there now, if any: the folder was removed, moved
+/// or replaced meanwhile. Errors: there may be one, which this user may not look at.
+fn hidden_owner(lock_path: &Path, is_gone: bool) -> Result<Option<Pid>, String> {
+    let path = std::path::absolute(lock_path).unwrap_or_else(|_| lock_path.to_owned());
+    let signs = [format!("/memfd:{} (deleted)", shown_lock(lock_path)), format!("{} (deleted)", path.display())];
+    let mut closed = None;
+    let Ok(processes) = fs::read_dir("/proc") else { return Ok(None) };
+    for number in processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()) {
+        let Some(pid) = Pid::from_raw(number).filter(|pid| *pid != rustix::process::getpid()) else { continue };
+        match fs::read_dir(format!("/proc/{number}/fd")) {
+            Ok(open) => {
+                let mut links = open.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
+                if links.any(|link| signs.iter().any(|sign| link.as_os_str() == sign.as_str())) {
+                    return Ok(Some(pid));
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && is_program(number, lock_path) => {
+                closed.get_or_insert(number);
+            }
+            Err(_) => {} // it ended meanwhile, or is another program's
+        }
+    }
+    match closed.filter(|_| is_gone) {
+        None => Ok(None),
+        Some(number) => Err(format!(
+            "{} is not there, and whether process {number} began with it this user may not see: ask as root, or as the \
+             user of that process",
+            lock_path.display()
+        )),
+    }
+}
+
+/// Whether a process is of the program that such a lock file is of.
+fn is_program(number: i32, lock_path: &Path) -> bool {
+    let line = fs::read(format!("/proc/{number}/cmdline")).unwrap_or_default();
+    let mut words = line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
+    let called_as = words.next().unwrap_or_default();
+    let called_as = Path::new(&called_as).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let lock = lock_path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = lock.trim_start_matches('.').trim_end_matches(".lock");
+    called_as == name || (called_as == "mooring" && words.next().is_some_and(|word| name.ends_with(&word)))
 }
 
 // --- the start
@@ -404,7 +467,7 @@ fn launch_in_background() -> Result<(), String> {
     Err(format!("error occurred during initialization - exiting ({status})"))
 }
 
-fn take_lock(program: Program, lock_path: &Path, arguments: &Arguments) -> Result<File, String> {
+fn take_lock(program: Program, lock_path: &Path, arguments: &Arguments) -> Result<(File, Option<File>), String> {
     let mut file =
         File::options().read(true).write(true).create(true).truncate(false).mode(0o640).open(lock_path).map_err(
             |error| {
@@ -433,11 +496,19 @@ fn take_lock(program: Program, lock_path: &Path, arguments: &Arguments) -> Resul
         }
         Err(error) => return Err(format!("can't lock {}: {error}", lock_path.display())),
     }
+    if let Some(pid) = hidden_owner(lock_path, false)? {
+        return Err(format!(
+            "can't start: process {} began with the lock file that was here before: its folder was removed or replaced \
+             under it. See what that process logs; `{} stop` ends it",
+            pid.as_raw_nonzero(),
+            program.name
+        ));
+    }
     file.set_len(0)
         .and_then(|()| file.rewind())
         .and_then(|()| writeln!(file, "{}", std::process::id()))
         .map_err(|error| format!("{}: can't write {}: {error}", program.name, lock_path.display()))?;
-    Ok(file)
+    Ok((file, show_lock(lock_path)))
 }
 
 /// Limits and priorities. None is worth refusing to start for. Spec 60, 4.

@@ -95,3 +95,28 @@ fn a_start_that_fails_says_why_and_ends_with_1() {
     assert_eq!(missing.status.code(), Some(1));
     assert_eq!(String::from_utf8_lossy(&missing.stderr), "main config file (/nonexistent/m.cfg) not found\n");
 }
+
+#[test]
+fn a_daemon_whose_folder_was_removed_moved_or_replaced_is_found_all_the_same() {
+    let place = Place::new();
+    let (data, aside) = (place.folder.path().join("data"), place.folder.path().join("aside"));
+    place.check(&["start"], 0, "mfsmaster daemon initialized properly");
+    let (_, running) = place.act(&["test"]);
+    fs::rename(&data, &aside).expect("it can be moved");
+    assert_eq!(place.act(&["test"]), (0, running.clone()), "it is gone");
+    place.check(&["reload"], 0, "reload signal has been sent");
+    fs::create_dir(&data).expect("a folder can be made");
+    for name in [".metadata.seen", ".mfsmaster.lock", "metadata.mfs.back"] {
+        fs::write(data.join(name), "of another day").expect("writable");
+    }
+    assert_eq!(place.act(&["test"]), (0, running.clone()), "another one is in its place");
+    place.check(&["start"], 1, "can't start: process");
+    fs::remove_dir_all(&data).expect("it can be removed");
+    fs::rename(&aside, &data).expect("it can be moved back");
+    assert_eq!(place.act(&["test"]), (0, running));
+    fs::remove_file(data.join(".mfsmaster.lock")).expect("it can be removed");
+    place.check(&["stop"], 0, "waiting for termination terminated");
+    place.check(&["test"], 1, "mfsmaster is not running");
+    place.check(&["start"], 0, "mfsmaster daemon initialized properly");
+    place.check(&["-s"], 0, "waiting for termination terminated");
+}
