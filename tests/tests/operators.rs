@@ -451,6 +451,159 @@ fn a_data_folder_that_is_removed_is_made_whole_from_memory() {
     cluster.stop_everything();
 }
 
+#[test]
+fn a_backup_that_is_unpacked_under_a_running_master_is_left_as_it_is() {
+    if !have("a_backup_that_is_unpacked_under_a_running_master_is_left_as_it_is", NEEDS) {
+        return;
+    }
+    let mut cluster = Cluster::start("op-unpacked", Layout::ours(0));
+    let data = cluster.master_data();
+    let mount = cluster.mount(Kind::Mooring);
+    make(&mount, "precious", 40);
+    cluster.kill_master(); // its journal has lines that the image has not
+    cluster.unmount_all();
+    let backup = cluster.scratch("backup");
+    fs::rename(&data, &backup).unwrap();
+    // An empty file system runs where the backup belongs, and comes farther than that.
+    fs::create_dir(&data).unwrap();
+    fs::write(data.join(CLEAN), "MFSM NEW").unwrap();
+    cluster.start_master();
+    let mount = cluster.mount(Kind::Mooring);
+    make(&mount, "other", 5);
+    let unpack = |from: &Path| {
+        let copy = format!("rm -rf {0}/* && cp -a {1}/. {0}/", data.display(), from.display());
+        assert!(Command::new("sh").args(["-c", &copy]).status().unwrap().success());
+    };
+    unpack(&backup);
+    let before = picture(&data);
+    let probe = mount.join("asked");
+    let asking = std::thread::spawn(move || fs::create_dir(probe));
+    wait_until("the alarm", LIMIT, || cluster.master().log_text().contains("Nothing there is touched"));
+    std::thread::sleep(Duration::from_secs(6)); // it tries again meanwhile
+    assert!(!asking.is_finished(), "nobody is answered");
+    assert_eq!(picture(&data), before, "nothing is touched");
+    cluster.kill_master();
+    cluster.start_master();
+    // The mount asks again, and may be refused: this is another file system.
+    let _ = asking.join();
+    cluster.unmount_all();
+    let mount = cluster.mount(Kind::Mooring);
+    assert_made(&mount, "precious", 40);
+    // The same file system on an older day.
+    cluster.kill_master();
+    let older = cluster.scratch("older");
+    let copy = format!("cp -a {} {}", data.display(), older.display());
+    assert!(Command::new("sh").args(["-c", &copy]).status().unwrap().success());
+    cluster.start_master();
+    make(&mount, "later", 10);
+    let log = || cluster.scratch("logs/master.log");
+    let said = |text: &str| fs::read_to_string(log()).is_ok_and(|log| log.matches(text).count() >= 2);
+    let taken = cluster.scratch("taken-away");
+    fs::rename(&data, &taken).unwrap();
+    let copy = format!("cp -a {} {}", older.display(), data.display());
+    assert!(Command::new("sh").args(["-c", &copy]).status().unwrap().success());
+    let before = picture(&data);
+    wait_until("the alarm", LIMIT, || said("Nothing there is touched"));
+    assert_eq!(picture(&data), before, "nothing is touched");
+    // Its own folder is put back.
+    fs::remove_dir_all(&data).unwrap();
+    fs::rename(&taken, &data).unwrap();
+    make(&mount, "again", 5);
+    cluster.kill_master();
+    cluster.start_master();
+    ["later0", "later9", "again4"].iter().for_each(|name| assert!(mount.join(name).is_dir(), "{name}"));
+    cluster.stop_everything();
+}
+
+#[test]
+fn a_start_without_the_newest_journal_file_is_refused() {
+    if !have("a_start_without_the_newest_journal_file_is_refused", NEEDS) {
+        return;
+    }
+    let mut cluster = Cluster::start("op-newest", Layout::ours(0));
+    let data = cluster.master_data();
+    let mount = cluster.mount(Kind::Mooring);
+    make(&mount, "old", 3);
+    for round in ["one", "two"] {
+        cluster.stop_master();
+        cluster.start_master();
+        make(&mount, round, 2);
+        cluster.kill_master();
+        let (log, aside) = (data.join(LOG), cluster.scratch("newest.mfs"));
+        fs::rename(&log, &aside).unwrap();
+        let refused = cluster.refused_master();
+        assert!(refused.contains("old copy") && refused.contains("--lose-changes-from="), "{refused}");
+        fs::rename(&aside, &log).unwrap();
+        cluster.start_master();
+        assert_made(&mount, round, 2);
+    }
+    // Nothing but the note is left, and somebody asks for a new file system.
+    cluster.stop_master();
+    let aside = cluster.scratch("aside");
+    fs::create_dir(&aside).unwrap();
+    let moved = format!("mv {}/m* {}/changelog* {}/", data.display(), data.display(), aside.display());
+    assert!(Command::new("sh").args(["-c", &moved]).status().unwrap().success());
+    fs::write(data.join(CLEAN), "MFSM NEW").unwrap();
+    let before = picture(&data);
+    let refused = cluster.refused_master();
+    assert!(refused.contains("asks for a new file system") && refused.contains("move .metadata.seen"), "{refused}");
+    assert_eq!(picture(&data), before);
+    fs::remove_file(data.join(CLEAN)).unwrap();
+    let moved = format!("mv {}/* {}/", aside.display(), data.display());
+    assert!(Command::new("sh").args(["-c", &moved]).status().unwrap().success());
+    cluster.start_master();
+    assert_made(&mount, "two", 2);
+    cluster.stop_everything();
+}
+
+#[test]
+fn a_data_folder_on_an_overlay_of_file_systems_is_as_good_as_another() {
+    if !have("a_data_folder_on_an_overlay_of_file_systems_is_as_good_as_another", NEEDS) {
+        return;
+    }
+    let mut cluster = Cluster::start("op-overlay", Layout::ours(0));
+    cluster.stop_master();
+    let (data, files, upper) = (cluster.master_data(), cluster.scratch("files"), cluster.scratch("upper"));
+    fs::rename(&data, &files).unwrap();
+    fs::create_dir(&data).unwrap();
+    fs::create_dir(&upper).unwrap();
+    // Layers on two file systems: then a file's device is not its folder's.
+    run("mount", &["-t", "tmpfs", "tmpfs"], &upper);
+    fs::create_dir(upper.join("up")).unwrap();
+    fs::create_dir(upper.join("work")).unwrap();
+    let layers = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        files.display(),
+        upper.join("up").display(),
+        upper.join("work").display()
+    );
+    run("mount", &["-t", "overlay", "overlay", "-o", &layers], &data);
+    let undone = Unmounted(vec![data.clone(), upper]);
+    fs::write(data.join("probe"), "").unwrap();
+    let devices = [data.join("probe"), data.clone()].map(|path| fs::metadata(path).unwrap().dev());
+    println!("devices of a file and of its folder: {devices:?}");
+    cluster.start_master();
+    let mount = cluster.mount(Kind::Mooring);
+    make(&mount, "made", 10);
+    cluster.kill_master();
+    cluster.start_master();
+    assert_made(&mount, "made", 10);
+    assert!(!cluster.master().log_text().contains("cannot write the journal"));
+    cluster.stop_everything();
+    drop(undone);
+}
+
+/// Mount points that go in the end.
+struct Unmounted(Vec<PathBuf>);
+
+impl Drop for Unmounted {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            Command::new("umount").arg("-l").arg(path).stderr(std::process::Stdio::null()).status().ok();
+        }
+    }
+}
+
 /// A small disk in memory at the master's data folder.
 struct Disk {
     path: PathBuf,

@@ -202,6 +202,9 @@ pub(super) async fn close(master: &Shared) {
 
 /// Errors are logged: charts are no reason to stop. What could not be written whole takes no room from the journal.
 async fn save(master: &Shared, device: Option<u64>) {
+    if master.folder.is_strange() {
+        return;
+    }
     let path = master.data_path.join(FILE_NAME);
     let lost = "so the charts of the last hour end with this run";
     match master.ring.stat(&master.data_path).await {

@@ -71,6 +71,7 @@ pub(super) async fn serve(master: Shared, stream: Stream) {
             Ok(header) => header,
             Err(gone) => break gone.to_string(),
         };
+        master.folder.until_ours().await;
         let random = [(); 4].map(|()| master.ring.random_u64());
         let handled = master.with(|core, now| handle(core, &mut peer, header, reader.payload(header), random, now));
         reader.done(header);

@@ -14,6 +14,7 @@ use ring::{OpenHow, Ring};
 use tracing::{error, info, warn};
 
 use super::Shared;
+use super::folder;
 use super::journal::remove_old;
 use crate::data_folder::{BACK, CLEAN, FILE_MODE, SEEN, TEMPORARY, gone_is_fine, seen};
 
@@ -50,12 +51,25 @@ pub(super) async fn save_at_stop(master: &Shared) -> io::Result<()> {
     save(master, true).await
 }
 
-/// Stores the present state. One at a time: they have the same temporary name.
-pub(super) async fn save(master: &Shared, clean: bool) -> io::Result<()> {
+/// Stores the present state, in a folder that has just been judged.
+pub(super) async fn save_here(master: &Shared) -> io::Result<()> {
+    save_alone(master, false, false).await
+}
+
+/// Stores the present state. Errors: also that the folder is not this master's.
+async fn save(master: &Shared, clean: bool) -> io::Result<()> {
+    save_alone(master, clean, true).await
+}
+
+/// One at a time: they have the same temporary name.
+async fn save_alone(master: &Shared, clean: bool, judge: bool) -> io::Result<()> {
     while master.saving.replace(true) {
         master.ring.sleep(SAVING_WAIT).await;
     }
     let _saving = Saving(&master.saving);
+    if judge {
+        folder::may_store(master).await?;
+    }
     save_now(master, clean).await
 }
 
@@ -77,10 +91,13 @@ async fn save_now(master: &Shared, clean: bool) -> io::Result<()> {
         (core.namespace.freeze(), core.settings.images_kept, core.settings.journals_kept)
     };
     let version = snapshot.version();
-    let seen = write(&master.ring, &master.data_path, snapshot, now).await?;
+    write(&master.ring, &master.data_path, snapshot, now).await?;
     wait_for_journal(master, version).await;
     let moving = master.moves.begin();
-    put_in_place(&master.ring, &master.data_path, seen, kept, clean).await?;
+    put_in_place(&master.ring, &master.data_path, kept, clean).await?;
+    folder::remember_image(master).await;
+    // Last: what is remembered must be there.
+    folder::note(master, version).await?;
     if let Err(error) = remove_old(master, journals_kept, rotations).await {
         warn!(%error, "old journal files cannot be removed; the next image tries again");
     }
@@ -115,10 +132,12 @@ pub(super) async fn store(
     clean: bool,
 ) -> io::Result<()> {
     let seen = write(ring, folder, snapshot, now).await?;
-    put_in_place(ring, folder, seen, kept, clean).await
+    put_in_place(ring, folder, kept, clean).await?;
+    // Last: what is remembered must be there.
+    ring.write_file_durably(&folder.join(SEEN), FILE_MODE, seen.into_bytes()).await
 }
 
-async fn put_in_place(ring: &Ring, folder: &Path, seen: String, kept: u32, clean: bool) -> io::Result<()> {
+async fn put_in_place(ring: &Ring, folder: &Path, kept: u32, clean: bool) -> io::Result<()> {
     let temporary = folder.join(TEMPORARY);
     let back = folder.join(BACK);
     for number in (1..kept).rev() {
@@ -134,9 +153,7 @@ async fn put_in_place(ring: &Ring, folder: &Path, seen: String, kept: u32, clean
         ring.rename(&temporary, &back).await?;
         gone_is_fine(ring.unlink(&folder.join(CLEAN)).await)?;
     }
-    ring.sync_dir(folder).await?;
-    // Last: what is remembered must be there.
-    ring.write_file_durably(&folder.join(SEEN), FILE_MODE, seen.into_bytes()).await
+    ring.sync_dir(folder).await
 }
 
 fn numbered(folder: &Path, number: u32) -> PathBuf {

@@ -20,11 +20,12 @@ use std::time::Duration;
 use futures_util::join;
 use meta::Namespace;
 use meta::journal::{Batch, TORN_BYTES_MAX};
-use ring::{File, IoBufExt, OpenHow, Ring};
+use ring::{File, Instant, IoBufExt, OpenHow, Ring};
 use tracing::{error, info, warn};
-use wire::{MatoanMetachangesLog, Packet, Rest};
+use wire::{MatoanMetachangesLog, MetaId, Packet, Rest};
 
 use super::Shared;
+use super::folder::{self, Own, Verdict};
 use super::images;
 use super::settings::Settings;
 use crate::connection::{KeepAlive, Outbox};
@@ -40,7 +41,12 @@ const PAGE_LINES: usize = 10_000;
 /// ... and at most about so many bytes.
 const PAGE_BYTES_MAX: usize = 8 << 20;
 /// While nothing is to be written, it is looked so often whether the data folder is still there.
-const LOOK: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_secs(5);
+/// How far the metadata came is noted beside the journal at least so often while changes are made.
+const NOTE: Duration = Duration::from_secs(10);
+/// A folder must be found empty so often, `RETRY` apart, before it counts as emptied: somebody may be about to unpack a
+/// backup there.
+const EMPTY_LOOKS: u32 = 3;
 /// How long the disk gets before a refused batch is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -61,6 +67,10 @@ pub(super) struct Queue {
     stuck: bool,
     /// A person says that the data folder may be on another disk from now on.
     accept_folder: bool,
+    /// The last durable line, with its newline; empty: not known.
+    last_line: Vec<u8>,
+    /// The newest file has lines.
+    has_lines: bool,
 }
 
 struct Waiting {
@@ -83,6 +93,8 @@ impl Queue {
             stop: false,
             stuck: false,
             accept_folder: false,
+            last_line: Vec::new(),
+            has_lines: false,
         }
     }
 
@@ -130,6 +142,7 @@ impl Queue {
     pub(super) fn remember(&mut self, tail: Batch, now: u32) {
         debug_assert!(self.remembered.is_empty() && tail.next <= self.durable, "they are older than all others");
         if tail.next == self.durable && !tail.is_empty() {
+            self.last_line = last_line_of(&tail.bytes).to_vec();
             self.remembered.push_back((now, tail));
         }
     }
@@ -178,6 +191,15 @@ impl Queue {
         }
     }
 
+    /// What a folder must show to be this master's.
+    pub(super) fn own<'a>(&'a self, meta_id: MetaId, has_lines: bool, batch: Option<&'a [u8]>) -> Own<'a> {
+        Own { meta_id, durable: self.durable, last_line: &self.last_line, has_lines, batch }
+    }
+
+    pub(super) fn has_lines(&self) -> bool {
+        self.has_lines
+    }
+
     /// What waited for lines before `version` leaves.
     fn became_durable(&mut self, version: u64) {
         self.durable = version;
@@ -195,6 +217,11 @@ impl Queue {
         batch.bytes.shrink_to_fit();
         self.remembered.push_back((now, batch));
     }
+}
+
+/// The last of these whole lines, with its newline.
+fn last_line_of(lines: &[u8]) -> &[u8] {
+    lines.split_inclusive(|byte| *byte == b'\n').next_back().unwrap_or_default()
 }
 
 /// The lines of a batch as metaloggers get them.
@@ -221,10 +248,16 @@ pub(super) struct JournalFile {
     device: Option<u64>,
     /// The newest file has lines.
     has_lines: bool,
+    /// When it was last noted how far the metadata came; None: not since this file was begun.
+    noted_at: Option<Instant>,
+    /// How often in a row the folder was found empty.
+    empty_looks: u32,
 }
 
 struct Growing {
     file: File,
+    /// What it was when it was opened. The folder's device may be another: so it is on an overlay of file systems.
+    device: u64,
     inode: u64,
     /// Bytes of lines.
     lines: u64,
@@ -236,7 +269,8 @@ struct Growing {
 
 impl JournalFile {
     pub(super) fn new(ring: Ring, folder: PathBuf, synced: bool) -> JournalFile {
-        JournalFile { ring, folder, file: None, synced, device: None, has_lines: false }
+        let (device, noted_at) = (None, None);
+        JournalFile { ring, folder, file: None, synced, device, has_lines: false, noted_at, empty_looks: 0 }
     }
 
     /// A reload may have changed how the next file is written.
@@ -250,6 +284,7 @@ impl JournalFile {
     async fn append(&mut self, bytes: &[u8]) -> io::Result<u64> {
         if self.file.is_none() {
             self.same_device().await?;
+            self.noted_at = None;
             let opened = self.open().await?;
             self.has_lines |= opened.lines > 0;
             self.file = Some(opened);
@@ -257,7 +292,7 @@ impl JournalFile {
         let Some(growing) = &mut self.file else { return Ok(0) };
         let path = journal_path(&self.folder, 0);
         // Beside the write, which takes longer.
-        let place = is_in_place(&self.ring, &path, self.device, growing.inode);
+        let place = is_in_place(&self.ring, &path, growing.device, growing.inode);
         let write = async {
             if self.synced {
                 growing.write_synced(&self.ring, &path, bytes).await
@@ -277,12 +312,45 @@ impl JournalFile {
     }
 
     /// Errors: the folder is gone or another one, or the file that is written is no longer in it.
-    async fn look(&self) -> io::Result<()> {
+    async fn look(&self, master: &Shared) -> io::Result<()> {
         self.same_device().await?;
         match &self.file {
-            Some(growing) => is_in_place(&self.ring, &journal_path(&self.folder, 0), self.device, growing.inode).await,
-            None => Ok(()),
+            Some(growing) => {
+                let path = journal_path(&self.folder, 0);
+                is_in_place(&self.ring, &path, growing.device, growing.inode).await
+            }
+            None if folder::has_own_image(master).await => Ok(()),
+            None => Err(io::Error::other(format!("{BACK} is not the image that this master stored"))),
         }
+    }
+
+    /// Notes how far the metadata came, if that is due: for every file once before its first line is acknowledged, so
+    /// that a start notices if just that file is missing. Later from time to time, and nobody waits for that.
+    async fn note(&mut self, master: &Shared, version: u64) -> io::Result<()> {
+        let is_first = self.noted_at.is_none();
+        if self.noted_at.is_some_and(|at| at.elapsed(&self.ring) < NOTE) {
+            return Ok(());
+        }
+        // What is noted must be there after a power cut too.
+        let unsynced = self.file.as_ref().filter(|_| !self.synced).map(|growing| growing.file.clone());
+        let (ring, shared) = (self.ring.clone(), master.clone());
+        let note = async move {
+            if let Some(file) = unsynced {
+                file.datasync().await?;
+            }
+            folder::note(&shared, version).await
+        };
+        if is_first {
+            note.await?;
+        } else {
+            drop(ring.spawn(async move {
+                if let Err(error) = note.await {
+                    warn!(%error, "cannot note how far the metadata came");
+                }
+            }));
+        }
+        self.noted_at = Some(self.ring.now());
+        Ok(())
     }
 
     async fn same_device(&self) -> io::Result<()> {
@@ -304,7 +372,7 @@ impl JournalFile {
         let how = OpenHow::create(FILE_MODE);
         let mut file = self.ring.open(&path, how).await?;
         let there = file.stat().await?;
-        let (lines, inode) = (there.size, there.inode);
+        let (lines, device, inode) = (there.size, there.device, there.inode);
         self.ring.sync_dir(&self.folder).await?;
         let mut last_page = Vec::new();
         if self.synced {
@@ -321,7 +389,7 @@ impl JournalFile {
                 other => other?,
             };
         }
-        Ok(Growing { file, inode, lines, allocated: lines, last_page })
+        Ok(Growing { file, device, inode, lines, allocated: lines, last_page })
     }
 
     /// 0 to 1, and those before on by one. None goes: an image that has their lines comes first (`remove_old`). A file
@@ -471,10 +539,12 @@ pub(super) async fn write_journal(master: Shared, mut file: JournalFile) {
             (std::mem::replace(&mut queue.pending, empty), rotate, queue.stop)
         };
         if !batch.is_empty() {
-            let file_bytes = append_at_last(&master, &mut file, &batch.bytes).await;
+            let file_bytes = append_at_last(&master, &mut file, &batch).await;
             let now = master.now();
             let mut core = master.core.borrow_mut();
             core.journal.file_bytes = Some(file_bytes);
+            core.journal.last_line = last_line_of(&batch.bytes).to_vec();
+            core.journal.has_lines = true;
             core.journal.became_durable(batch.next);
             core.loggers.changed(std::slice::from_ref(&batch));
             if core.settings.journal_remembered_seconds > 0 {
@@ -483,12 +553,17 @@ pub(super) async fn write_journal(master: Shared, mut file: JournalFile) {
             continue;
         }
         if rotate {
-            match self::rotate(&master, &mut file).await {
+            let rotated = match file.look(&master).await {
+                Ok(()) => self::rotate(&master, &mut file).await,
+                Err(error) => Err(error),
+            };
+            match rotated {
                 Ok(()) => info!("journal rotated"),
                 Err(error) => error!(%error, "cannot rotate the journal"),
             }
             let mut core = master.core.borrow_mut();
             core.journal.file_bytes = None;
+            core.journal.has_lines = file.has_lines;
             core.loggers.rotated();
             drop(core);
             master.rotated.notify_one();
@@ -498,38 +573,49 @@ pub(super) async fn write_journal(master: Shared, mut file: JournalFile) {
             return;
         }
         if master.ring.timeout(LOOK, master.journal_wake.notified()).await.is_err()
-            && let Err(error) = file.look().await
+            && (master.folder.is_strange() || file.look(&master).await.is_err())
         {
-            error!(%error, "the data folder is not as it was; changes will wait until it is");
+            let put = put_in_order(&mut file, &master, &[]).await;
+            match put {
+                Ok(()) => master.core.borrow_mut().journal.stuck = false,
+                Err(_) if master.folder.is_strange() => {}
+                Err(error) => error!(%error, "the data folder is not as it was; changes will wait until it is"),
+            }
         }
     }
 }
 
 /// The disk may be full for a while: nothing is acknowledged until the batch is safe.
-async fn append_at_last(master: &Shared, file: &mut JournalFile, bytes: &[u8]) -> u64 {
+async fn append_at_last(master: &Shared, file: &mut JournalFile, batch: &Batch) -> u64 {
+    let bytes = &batch.bytes;
     let mut failed = false;
     loop {
-        let result = match failed {
-            false => file.append(bytes).await,
-            true => match put_in_order(file, master).await {
-                Ok(()) => file.append(bytes).await,
-                Err(error) => Err(error),
-            },
+        // A file is begun only in a folder that is known.
+        let is_known = !failed && !master.folder.is_strange();
+        let is_known = is_known && (file.file.is_some() || folder::has_own_image(master).await);
+        let ready = if is_known { Ok(()) } else { put_in_order(file, master, bytes).await };
+        let result = match ready {
+            Ok(()) => file.append(bytes).await,
+            Err(error) => Err(error),
+        };
+        let result = match result {
+            Ok(file_bytes) => file.note(master, batch.next).await.map(|()| file_bytes),
+            Err(error) => Err(error),
         };
         match result {
             Ok(file_bytes) => {
                 if failed {
                     warn!("the journal can be written again");
-                    master.core.borrow_mut().journal.stuck = false;
                 }
+                master.core.borrow_mut().journal.stuck = false;
                 file.has_lines = true;
                 return file_bytes;
             }
             Err(error) => {
-                error!(%error, "cannot write the journal; clients wait until it can be written");
+                if !master.folder.is_strange() {
+                    error!(%error, "cannot write the journal; clients wait until it can be written");
+                }
                 failed = true;
-                // After a failed sync the cache may hold what the disk has not: open and write it all again.
-                file.file = None;
                 {
                     let queue = &mut master.core.borrow_mut().journal;
                     (queue.file_bytes, queue.stuck) = (None, true);
@@ -540,65 +626,56 @@ async fn append_at_last(master: &Shared, file: &mut JournalFile, bytes: &[u8]) -
     }
 }
 
-/// Makes the folder such that the journal can go on there, after a failure. What a failed attempt left behind the last
-/// whole batch goes. If the lines before are not there, since the folder was emptied or is another one, an image of the
-/// present state comes first: it has them all.
-async fn put_in_order(file: &mut JournalFile, master: &Shared) -> io::Result<()> {
+/// Makes the folder such that the journal can go on there, after a failure. `batch`: what a failed attempt may have left
+/// behind the last whole batch; that goes. If lines before are not there, or the folder was emptied, an image of the
+/// present state comes first: it has them all. Errors: the folder is not there, or not this master's (`folder::judge`).
+async fn put_in_order(file: &mut JournalFile, master: &Shared, batch: &[u8]) -> io::Result<()> {
+    // Whatever is open may be elsewhere by now. After a failed sync the cache may hold what the disk has not, too.
+    file.file = None;
+    master.core.borrow_mut().journal.stuck = true;
     if std::mem::take(&mut master.core.borrow_mut().journal.accept_folder) {
         file.device = Some(file.ring.stat(&file.folder).await?.device);
     }
     file.same_device().await?;
-    let path = journal_path(&file.folder, 0);
-    let durable = master.core.borrow().journal.durable;
-    let bytes = match master.ring.read_file(&path).await {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        other => other?,
+    let facts = folder::look(master).await?;
+    let verdict = {
+        let core = master.core.borrow();
+        folder::judge(&facts, &core.journal.own(core.namespace.meta_id(), file.has_lines, Some(batch)))
     };
-    let mut end = 0;
-    let mut reached = None;
-    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
-        let number = meta::journal::line_version(line);
-        if line.last() != Some(&b'\n') || number.is_none_or(|number| number >= durable) {
-            break;
+    file.empty_looks = if verdict == Verdict::Emptied { file.empty_looks + 1 } else { 0 };
+    match verdict {
+        Verdict::Strange(why) => {
+            master.folder.is_not_ours(&why);
+            return Err(io::Error::other(why));
         }
-        end += line.len();
-        reached = number;
-    }
-    // Right after a rotation there may be no line, and the last one is in the file before.
-    let is_continued = match reached {
-        Some(last) => last + 1 == durable,
-        None if file.has_lines => false,
-        None => last_line_of(master, &journal_path(&file.folder, 1)).await?.is_none_or(|last| last + 1 == durable),
-    };
-    let has_image = master.ring.stat(&file.folder.join(BACK)).await.is_ok();
-    if !is_continued || !has_image {
-        warn!("the lines before are not in the data folder any more; an image of the present is stored there");
-        if !bytes.is_empty() {
-            rotate(master, file).await?;
+        Verdict::Emptied if file.empty_looks < EMPTY_LOOKS => {
+            return Err(io::Error::other(
+                "the data folder is empty; if it stays so, an image of the present is stored there",
+            ));
         }
-        return images::save(master, false).await;
+        Verdict::Whole { end } if facts.has_image() => {
+            if end < facts.newest_bytes() {
+                let handle = master.ring.open(&journal_path(&file.folder, 0), OpenHow::create(FILE_MODE)).await?;
+                handle.set_len(end as u64).await?;
+                handle.sync().await?;
+            }
+        }
+        Verdict::Whole { .. } | Verdict::Lacking | Verdict::Emptied => {
+            warn!("the lines before are not in the data folder any more; an image of the present is stored there");
+            if facts.newest_bytes() > 0 {
+                rotate(master, file).await?;
+            }
+            images::save_here(master).await?;
+        }
     }
-    if end < bytes.len() {
-        let handle = master.ring.open(&path, OpenHow::create(FILE_MODE)).await?;
-        handle.set_len(end as u64).await?;
-        handle.sync().await?;
-    }
+    master.folder.is_ours_again();
     Ok(())
 }
 
-/// Number of the last line of a journal file, if it has one.
-async fn last_line_of(master: &Shared, path: &Path) -> io::Result<Option<u64>> {
-    let bytes = match master.ring.read_file(path).await {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other?,
-    };
-    Ok(meta::journal::parts(&bytes).last().and_then(|part| part.versions).map(|(_, last)| last))
-}
-
 /// Errors: this name is no longer that of the file that is written.
-async fn is_in_place(ring: &Ring, path: &Path, device: Option<u64>, inode: u64) -> io::Result<()> {
+async fn is_in_place(ring: &Ring, path: &Path, device: u64, inode: u64) -> io::Result<()> {
     let there = ring.stat(path).await.map_err(|error| named(path, error))?;
-    if there.inode != inode || device.is_some_and(|device| device != there.device) {
+    if (there.device, there.inode) != (device, inode) {
         return Err(io::Error::other(format!("{} is not the file that is written", path.display())));
     }
     Ok(())

@@ -173,6 +173,7 @@ pub(super) async fn serve(master: Shared, stream: Stream) {
             Ok(header) => header,
             Err(gone) => break gone.to_string(),
         };
+        master.folder.until_ours().await;
         let payload = reader.payload(header).to_vec();
         reader.done(header);
         match header.kind {

@@ -21,6 +21,7 @@ mod client;
 mod core;
 mod exports;
 mod file_check;
+mod folder;
 mod heavy_load;
 mod images;
 mod journal;
@@ -78,6 +79,7 @@ pub(crate) struct Master {
     moves: Moves,
     /// How often the journal was rotated; whoever has it may change the names of journal files.
     rotations: Mutex<u32>,
+    folder: folder::OwnFolder,
     /// An image is being written.
     saving: Cell<bool>,
     /// What went over the clients' connections.
@@ -179,11 +181,13 @@ pub async fn run(
         rotated: Notify::new(),
         moves: Moves::default(),
         rotations: Mutex::new(0),
+        folder: folder::OwnFolder::new(),
         saving: Cell::new(false),
         traffic: Rc::default(),
         data_path,
         ring: ring.clone(),
     });
+    folder::remember_image(&master).await;
     master.with(|core, _| {
         core.start();
         core.chunks.set_topology(topology.unwrap_or_default());

@@ -69,9 +69,25 @@ pub(super) async fn load(ring: &Ring, settings: &Settings) -> Result<Loaded, Mas
         )));
     }
     if asks_for_new || (settings.new_file_system && headers.is_empty() && !has_journal) {
+        refuse_to_forget(ring, settings, asks_for_new).await?;
         return make_new(ring, settings).await;
     }
     recover(ring, settings, &names, headers, &of_moosefs).await
+}
+
+/// Errors: a new file system is asked for where an older one has been, and nothing but the note of that is left.
+async fn refuse_to_forget(ring: &Ring, settings: &Settings, asks_for_new: bool) -> Result<(), MasterError> {
+    let known = known(ring, settings).await?;
+    let Some(meta_id) = known.meta_id.filter(|meta_id| settings.accept_metaid != Some(*meta_id)) else { return Ok(()) };
+    let asked = if asks_for_new { format!("{CLEAN} asks") } else { "--new asks".to_owned() };
+    let note = settings.data_path.join(SEEN);
+    Err(MasterError::Recovery(format!(
+        "{asked} for a new file system, but {} says that this folder had the metadata of the file system {meta_id} up to \
+         change {}, and they are missing. Copy them back from a backup, or from a metalogger (`mooring promote`); for a \
+         new file system, whose master takes none of the old one's chunks, move {SEEN} to another place",
+        note.display(),
+        known.version_seen.saturating_sub(1)
+    )))
 }
 
 type Headers = Vec<(String, Option<ImageHeader>)>;
@@ -190,12 +206,12 @@ async fn make_new(ring: &Ring, settings: &Settings) -> Result<Loaded, MasterErro
     let now = u32::try_from(ring.wall_micros() / 1_000_000).unwrap_or(u32::MAX);
     let metaid = MetaId(u64::from(now) << 32 | (ring.random_u64() & 0xFFFF_FFFF));
     let mut namespace = Namespace::new(metaid, settings.policy, now);
-    let batch = namespace.take_journal();
+    let tail = namespace.take_journal();
     let folder = &settings.data_path;
     images::store(ring, folder, namespace.freeze(), now, settings.images_kept, true).await?;
     ring.rename(&folder.join(CLEAN), &folder.join(BACK)).await?;
     let file = ring.open(&journal_path(folder, 0), OpenHow::create(FILE_MODE).truncate(true)).await?;
-    file.write_all_at(batch.bytes, 0).await.0?;
+    file.write_all_at(tail.bytes.clone(), 0).await.0?;
     file.sync().await?;
     ring.sync_dir(folder).await?;
     info!(%metaid, "a new file system");
@@ -203,7 +219,7 @@ async fn make_new(ring: &Ring, settings: &Settings) -> Result<Loaded, MasterErro
     Ok(Loaded {
         namespace,
         journal_version,
-        tail: Batch::default(),
+        tail,
         deleted_chunks: Vec::new(),
         unfinished_chunks: BTreeSet::new(),
         newborn_chunks: BTreeMap::new(),

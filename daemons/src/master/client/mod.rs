@@ -122,6 +122,7 @@ pub(super) async fn serve(master: Shared, stream: Stream) {
             Ok(header) => header,
             Err(gone) => break gone.to_string(),
         };
+        master.folder.until_ours().await;
         master.traffic.received(header);
         let handled = handle(&master, id, header, reader.payload(header));
         reader.done(header);
