@@ -136,7 +136,7 @@ impl Inner {
             return Ok(Synced::Yes);
         }
         let mut tries = Tries::new(Direction::Write, &self.settings);
-        let mut compared = 0;
+        let (mut compared, mut granted) = (0, note.version);
         loop {
             let listed = match self.where_is(inode, index).await? {
                 Ok(listed) if listed.is_hole() => return Ok(Synced::Yes), // cut off since
@@ -155,15 +155,18 @@ impl Inner {
             let others = note.receivers.iter().filter(|(address, _)| !is_listed(address));
             let others = others.map(|(address, receiver)| (*address, receiver.chunkid, receiver.version));
             let answers = self.ask_all(there.chain(others)).await;
-            let verdict = judge(note, &listed, &answers);
+            let verdict = judge(note, &listed, granted, &answers);
             tracing::debug!("inode {inode} chunk {index}: {verdict:?} by {answers:?}");
             let failure = match verdict {
                 Verdict::Safe => return Ok(Synced::Yes),
                 Verdict::Lost => return Ok(Synced::Lost),
                 Verdict::Wait(failure) => failure,
-                Verdict::Fence => match self.raise_version(inode, index, listed.version).await? {
-                    Ok(true) => continue,
-                    Ok(false) => Failure::NoServers,
+                Verdict::Fence => match self.raise_version(inode, index).await? {
+                    Ok(version) if version > granted => {
+                        granted = version;
+                        continue;
+                    }
+                    Ok(_) => Failure::NoServers, // the master does not miss the server yet
                     Err(status) => Failure::Master(status),
                 },
                 Verdict::Compare { witness, others } => match self.are_equal(&listed, witness, &others).await {
@@ -191,8 +194,8 @@ impl Inner {
     }
 
     /// A permission to write that is given back unused: the master raises the version if a copy is missing, so that the
-    /// one that is away never passes for a good one. Says whether it did.
-    async fn raise_version(&self, inode: Inode, index: u32, version: Version) -> Result<Result<bool, Status>, Errno> {
+    /// one that is away never passes for a good one. Gives the version.
+    async fn raise_version(&self, inode: Inode, index: u32) -> Result<Result<Version, Status>, Errno> {
         let grant: Result<MatoclFuseWriteChunk, Status> =
             self.ask_status(|msgid| CltomaFuseWriteChunk { msgid, inode, index, chunkopflags: Some(0) }).await?;
         let grant = match grant {
@@ -203,7 +206,7 @@ impl Inner {
         let end =
             |msgid| CltomaFuseWriteChunkEnd { msgid, chunkid, inode, index, length: 0, chunkopflags: 0, region: None };
         self.ask_done(end).await?;
-        Ok(Ok(grant.version != version))
+        Ok(Ok(grant.version))
     }
 
     /// Whether copies have the bytes that the witness has, by the sums of their tables.

@@ -264,8 +264,14 @@ pub(crate) enum Verdict {
 }
 
 /// Pure. `answers`: of all servers of `listed` about the chunk that is there now, and of the other receivers about what
-/// they took.
-pub(crate) fn judge(note: &Note, listed: &ChunkLocation, answers: &BTreeMap<SocketAddrV4, Answer>) -> Verdict {
+/// they took. `granted`: the highest version with which the master gave a permission to write: it serves no older copy
+/// ever again, while a version that is only listed may be one that it has not settled yet.
+pub(crate) fn judge(
+    note: &Note,
+    listed: &ChunkLocation,
+    granted: Version,
+    answers: &BTreeMap<SocketAddrV4, Answer>,
+) -> Verdict {
     let addresses = || listed.servers.iter().map(|server| server.address());
     for address in addresses() {
         match answers.get(&address) {
@@ -291,7 +297,7 @@ pub(crate) fn judge(note: &Note, listed: &ChunkLocation, answers: &BTreeMap<Sock
     }
     let is_listed = |address: &SocketAddrV4| addresses().any(|listed| listed == *address);
     let is_harmless = |address: &SocketAddrV4, receiver: &Receiver| {
-        let is_outdated = receiver.chunkid != listed.chunkid || receiver.version < listed.version;
+        let is_outdated = receiver.chunkid != listed.chunkid || receiver.version < granted;
         let no_chunk = |answer: &Answer| matches!(answer, Answer::Refused { status: Status::NOCHUNK, .. });
         let has_it = |answer: &Answer| answer.is_synced() || no_chunk(answer);
         is_outdated || (keeps_its_word(address) && answers.get(address).is_some_and(has_it))
@@ -343,9 +349,11 @@ mod tests {
         note
     }
 
+    /// The version that is listed was granted.
     fn check(writes: &[(u32, &[u8])], listed: (u32, &[u8]), answers: &[(u8, Answer)], expected: Verdict) {
         let answers = answers.iter().map(|(server, answer)| (address(*server), *answer)).collect();
-        assert_eq!(judge(&note(writes), &location(listed.0, listed.1), &answers), expected, "{writes:?} {answers:?}");
+        let judged = judge(&note(writes), &location(listed.0, listed.1), Version(listed.0), &answers);
+        assert_eq!(judged, expected, "{writes:?} {answers:?}");
     }
 
     fn compare(witness: u8, others: &[u8]) -> Verdict {
@@ -391,12 +399,20 @@ mod tests {
     }
 
     #[test]
+    fn a_version_that_nobody_was_granted_fences_nobody() {
+        let answers: BTreeMap<_, _> = [(1, SYNCED), (2, AWAY)].map(|(server, answer)| (address(server), answer)).into();
+        let judged = |granted| judge(&note(&[(3, &[1, 2])]), &location(4, &[1]), Version(granted), &answers);
+        assert_eq!(judged(3), Verdict::Fence, "the master may yet serve the copy that is away");
+        assert_eq!(judged(4), Verdict::Safe);
+    }
+
+    #[test]
     fn the_epoch_of_the_earliest_unsynced_write_counts() {
         let mut note = note(&[(3, &[1, 2])]);
         note.add(2, &location(3, &[1, 2]), &[Some(Syncing::Epoch(NEW)), Some(Syncing::Epoch(OLD))]);
         let answers = [(1, STARTED_ANEW), (2, SYNCED)].map(|(server, answer)| (address(server), answer)).into();
         assert!(!note.is_confirmed(&answers));
-        assert_eq!(judge(&note, &location(3, &[1, 2]), &answers), compare(2, &[1]));
+        assert_eq!(judge(&note, &location(3, &[1, 2]), Version(3), &answers), compare(2, &[1]));
     }
 
     #[test]
@@ -405,7 +421,7 @@ mod tests {
         note.add(1, &location(3, &[1, 2]), &[Some(Syncing::Epoch(OLD)), Some(Syncing::No)]);
         let judged = |first: Answer| {
             let answers = [(address(1), first), (address(2), Answer::Synced { epoch: None })].into();
-            judge(&note, &location(3, &[1, 2]), &answers)
+            judge(&note, &location(3, &[1, 2]), Version(3), &answers)
         };
         assert_eq!(judged(SYNCED), Verdict::Safe);
         assert_eq!(judged(STARTED_ANEW), Verdict::Lost);
