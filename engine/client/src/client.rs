@@ -176,6 +176,7 @@ impl Client {
     pub async fn flush(&self, handle: Handle, lock_owner: Option<u64>) -> Result<(), Errno> {
         let open = self.0.files.open(handle)?;
         let _ = self.0.flush_file(&open.file).await; // told below, and again by others
+        self.0.tell_times_of(open.file.inode);
         let flushed = open.tell_losses_at_close();
         if let Some(owner) = lock_owner
             && open.lock_owners.borrow_mut().remove(&owner)

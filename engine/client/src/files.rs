@@ -29,6 +29,8 @@ pub(crate) struct File {
     /// Acknowledged or unsent data that was lost.
     pub(crate) losses: Losses,
     pub(crate) dirty: Dirty,
+    /// When this client last wrote, unless the time was set by hand since.
+    pub(crate) written_at: Cell<Time>,
     /// Chunks that were written and not put on a device since; see `sync`.
     pub(crate) unsynced: Rc<Unsynced>,
     handles: Cell<u32>,
@@ -140,16 +142,16 @@ pub(crate) struct Files {
 /// Closed files whose unsynced chunks are remembered. When there are more, one is synced for each that comes.
 const CLOSED_MAX: usize = 50_000;
 
-/// Times that the master has not been told often enough. `NONE`: no time. Spec 30, 5.3.
+/// Times that the master has not been told. `NONE`: no time. Spec 30, 5.3.
+///
+/// MooseFS's mount tells each of them in two successive seconds, also after `close`, and so undoes what another client
+/// set meanwhile. Ours tells each once: in the first second, or sooner if a write session ends or the file is closed. A
+/// time of a write that a broken connection may have swallowed is told again with the end of the session.
 #[derive(Clone, Copy, Default)]
 struct Times {
     atime: Time,
     mtime: Time,
-    /// Each value is sent in two successive seconds.
-    sends_left: u8,
 }
-
-const TIME_SENDS: u8 = 2;
 
 const NONE: Time = Time(0);
 
@@ -165,6 +167,7 @@ impl Files {
                 notices: Cell::new(0),
                 losses: Losses::default(),
                 dirty: Dirty::default(),
+                written_at: Cell::new(NONE),
                 unsynced: self.closed.borrow_mut().remove(&inode).unwrap_or_default(),
                 handles: Cell::new(0),
                 readers: RefCell::default(),
@@ -298,19 +301,15 @@ impl Files {
 
     pub(crate) fn note_read(&self, inode: Inode, now: Time) {
         let mut times = self.times.borrow_mut();
-        let entry = times.entry(inode).or_default();
-        if entry.atime != now {
-            entry.atime = now;
-            entry.sends_left = TIME_SENDS;
-        }
+        times.entry(inode).or_default().atime = now;
     }
 
     pub(crate) fn note_write(&self, inode: Inode, now: Time) {
         let mut times = self.times.borrow_mut();
-        let entry = times.entry(inode).or_default();
-        if entry.mtime != now {
-            entry.mtime = now;
-            entry.sends_left = TIME_SENDS;
+        times.entry(inode).or_default().mtime = now;
+        drop(times);
+        if let Some(file) = self.find(inode) {
+            file.written_at.set(now);
         }
     }
 
@@ -328,17 +327,22 @@ impl Files {
                 times.remove(&inode);
             }
         }
+        drop(times);
+        if mtime && let Some(file) = self.find(inode) {
+            file.written_at.set(NONE);
+        }
     }
 
     /// What to tell the master this second.
     pub(crate) fn take_times(&self) -> Vec<AmtimeEntryLong> {
-        let mut entries = Vec::new();
-        self.times.borrow_mut().retain(|inode, times| {
-            entries.push(AmtimeEntryLong { inode: *inode, atime: times.atime, mtime: times.mtime });
-            times.sends_left -= 1;
-            times.sends_left > 0
-        });
-        entries
+        let times = self.times.take().into_iter();
+        times.map(|(inode, Times { atime, mtime })| AmtimeEntryLong { inode, atime, mtime }).collect()
+    }
+
+    /// The same of one inode.
+    pub(crate) fn take_times_of(&self, inode: Inode) -> Option<AmtimeEntryLong> {
+        let Times { atime, mtime } = self.times.borrow_mut().remove(&inode)?;
+        Some(AmtimeEntryLong { inode, atime, mtime })
     }
 
     /// The master's attributes with what only we know: length of unsent data, times. Spec 72, 4.1.
@@ -474,14 +478,13 @@ mod tests {
     }
 
     #[test]
-    fn every_time_is_told_twice_and_a_set_time_cancels_ours() {
+    fn every_time_is_told_once_and_a_set_time_cancels_ours() {
         let files = Files::default();
         files.note_write(Inode(5), Time(1000));
         files.note_read(Inode(6), Time(1001));
         let entry =
             |inode, atime, mtime| AmtimeEntryLong { inode: Inode(inode), atime: Time(atime), mtime: Time(mtime) };
         let both = [entry(5, 0, 1000), entry(6, 1001, 0)];
-        assert_eq!(files.take_times(), both);
         assert_eq!(files.take_times(), both);
         assert_eq!(files.take_times(), []);
         files.note_write(Inode(5), Time(1002));

@@ -70,6 +70,8 @@ struct State {
     pending: BTreeMap<u32, Pending>,
     queue: VecDeque<Rc<Vec<u8>>>,
     is_up: bool,
+    /// Connections until now.
+    links: u64,
     down_since: Instant,
     /// The master refuses to have us back: operations fail at once until it changes its mind.
     lost: bool,
@@ -107,6 +109,7 @@ impl Master {
                 pending: BTreeMap::new(),
                 queue: VecDeque::new(),
                 is_up: false,
+                links: 0,
                 down_since: now,
                 lost: false,
                 closing: false,
@@ -144,6 +147,11 @@ impl Master {
     /// Does the master of the present or last session know the extension `unclean-end`?
     pub(crate) fn has_unclean_ends(&self) -> bool {
         self.state.borrow().session.as_ref().is_some_and(|session| session.unclean_ends)
+    }
+
+    /// How many connections there were: what is told on one that breaks may never have arrived.
+    pub(crate) fn links(&self) -> u64 {
+        self.state.borrow().links
     }
 
     /// Now by the master's clock, as the master keeps times.
@@ -380,6 +388,7 @@ impl Inner {
             let is_new = state.session.as_ref().map(|old| old.id) != Some(session.id);
             state.session = Some(session);
             state.is_up = true;
+            state.links += 1;
             state.lost = false;
             state.last_received = now;
             state.last_sent = now;
@@ -575,7 +584,15 @@ impl Inner {
 
     /// Times of reads and writes that the master has not heard of. Spec 30, 5.3.
     pub(crate) fn tell_times(&self) {
-        let entries = self.files.take_times();
+        self.tell_these_times(self.files.take_times());
+    }
+
+    /// The same of one inode.
+    pub(crate) fn tell_times_of(&self, inode: Inode) {
+        self.tell_these_times(self.files.take_times_of(inode).into_iter().collect());
+    }
+
+    pub(crate) fn tell_these_times(&self, entries: Vec<AmtimeEntryLong>) {
         if entries.is_empty() {
             return;
         }

@@ -22,8 +22,8 @@ use ring::local::Notify;
 use ring::{Instant, IoBufExt};
 use wire::limits::{BLOCK_BYTES, CHUNK_BYTES};
 use wire::{
-    AntoanNop, ChainServer, CltocsWrite, CltocsWriteData, CltocsWriteFinish, CltomaFuseWriteChunk,
-    CltomaFuseWriteChunkEnd, CltomaWriteUncleanEnd, Crc, CstoclWriteStatus, MatoclFuseWriteChunk, Packet, Status,
+    AmtimeEntryLong, AntoanNop, ChainServer, CltocsWrite, CltocsWriteData, CltocsWriteFinish, CltomaFuseWriteChunk,
+    CltomaFuseWriteChunkEnd, CltomaWriteUncleanEnd, Crc, CstoclWriteStatus, MatoclFuseWriteChunk, Packet, Status, Time,
     chunk_op_flags,
 };
 
@@ -490,6 +490,7 @@ impl Inner {
             .map_err(WriteFailure::Final)?;
         let grant = grant.map_err(|status| WriteFailure::Again(Failure::Master(status)))?;
         let location = ChunkLocation::new(grant.chunkid, grant.version, &grant.locations);
+        let links = self.master.links();
         file.noticed();
         file.master_length.set(file.master_length.get().max(grant.length));
         let (outcome, end_in_chunk, is_unclean) = if location.servers.is_empty() || location.is_hole() {
@@ -520,12 +521,19 @@ impl Inner {
             chunkopflags: 0,
             region: None,
         };
+        // In front of the end, on the same connection: who waits for the end knows that the master has the time, and
+        // that it is not told again over what others set.
+        self.tell_times_of(file.inode);
         let ended = match is_unclean && self.master.has_unclean_ends() {
             true => self.ask_done(|msgid| CltomaWriteUncleanEnd::from(end(msgid))).await,
             false => self.ask_done(end).await,
         };
         writer.granted.replace(None);
         file.noticed();
+        if self.master.links() != links && file.written_at.get() != Time::default() {
+            let (inode, atime, mtime) = (file.inode, Time::default(), file.written_at.get());
+            self.tell_these_times(vec![AmtimeEntryLong { inode, atime, mtime }]);
+        }
         match ended {
             Ok(()) => {
                 file.unsynced.touched.set(self.master.clock(&self.ring));

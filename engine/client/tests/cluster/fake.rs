@@ -325,6 +325,12 @@ impl Fake {
             if let Some(one_way) = one_way(kind, &payload) {
                 if let OneWay::Held(inodes) = one_way {
                     self.state.borrow_mut().held_inodes.push(inodes);
+                } else if let OneWay::Times(times) = one_way {
+                    for entry in times.entries {
+                        let name = |time: u32| if time == 0 { "-" } else { "set" };
+                        let (atime, mtime) = (name(entry.atime), name(entry.mtime));
+                        self.note(format!("times of {}: {atime} {mtime}", entry.inode));
+                    }
                 } else if let OneWay::TimeSync = one_way {
                     let usec = ring.wall_micros();
                     let _ = link.try_send(MatoclFuseTimeSyncWithId { msgid: 0, usec }.encode());
@@ -732,13 +738,15 @@ impl State {
 
 enum OneWay {
     Nop,
+    Times(CltomaFuseAmtimeInodes),
     Held(Vec<u32>),
     TimeSync,
 }
 
 fn one_way(kind: u32, payload: &[u8]) -> Option<OneWay> {
     match kind {
-        0 | CltomaFuseAmtimeInodes::TYPE => Some(OneWay::Nop),
+        0 => Some(OneWay::Nop),
+        CltomaFuseAmtimeInodes::TYPE => Some(OneWay::Times(CltomaFuseAmtimeInodes::decode(payload).unwrap())),
         CltomaFuseSustainedInodes::TYPE => {
             let inodes = CltomaFuseSustainedInodes::decode(payload).unwrap().inodes;
             Some(OneWay::Held(inodes.into_iter().map(|inode| inode.0).collect()))

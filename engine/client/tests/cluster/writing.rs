@@ -177,6 +177,47 @@ fn a_master_that_wants_to_know_hears_of_every_session_that_failed_and_of_no_othe
 }
 
 #[test]
+fn times_are_told_before_the_end_of_a_write_and_never_after_it() {
+    in_worlds(1, 1, |ring, fake| async move {
+        let client = connect(&ring, &fake).await;
+        let (inode, handle) = create(&client, "file").await;
+        let told = || fake.seen("times of");
+        let written = format!("times of {inode}: - set");
+        write(&client, handle, 0, b"one").await;
+        client.fsync(handle).await.unwrap();
+        assert_eq!(told(), [written.clone()], "by the time that fsync returns");
+        ring.sleep(Duration::from_secs(5)).await;
+        assert_eq!(told(), [written.clone()], "another client may have set another time since");
+        write(&client, handle, 0, b"two").await;
+        client.release(handle, None).await.unwrap();
+        ring.sleep(Duration::from_secs(5)).await;
+        assert_eq!(told(), [written.clone(), written.clone()]);
+        // Reading is told once as well, with the close at the latest.
+        let handle = open(&client, inode, READ_WRITE).await;
+        read(&client, handle, 0, 3).await;
+        client.flush(handle, None).await.unwrap();
+        ring.sleep(Duration::from_secs(5)).await;
+        assert_eq!(told()[2..], [format!("times of {inode}: set -")]);
+        client.close().await;
+    });
+}
+
+#[test]
+fn a_time_that_a_broken_connection_swallowed_is_told_again() {
+    in_worlds(1, 1, |ring, fake| async move {
+        let client = connect(&ring, &fake).await;
+        let (inode, handle) = create(&client, "file").await;
+        fake.fault_master(wire::CltomaFuseWriteChunkEnd::TYPE, MasterFault::Disconnect);
+        write(&client, handle, 0, b"one").await;
+        client.fsync(handle).await.unwrap();
+        ring.sleep(Duration::from_secs(5)).await;
+        let written = format!("times of {inode}: - set");
+        assert_eq!(fake.seen("times of"), [written.clone(), written], "once before the break and once after it");
+        client.close().await;
+    });
+}
+
+#[test]
 fn a_loss_is_told_once_to_each_handle_and_new_writes_are_tried_again() {
     in_worlds(1, 1, |ring, fake| async move {
         let settings = Settings { error_on_no_space: true, ..settings(&fake) };
@@ -311,6 +352,22 @@ fn client_counts(content: &[u8]) {
     for letter in [b'a', b'b'] {
         assert_eq!(content.iter().filter(|byte| **byte == letter).count(), 1000);
     }
+}
+
+#[test]
+fn a_file_is_cut_only_when_all_that_was_written_before_has_arrived() {
+    // So whoever kills the mount leaves the old length with what was written, or the new length: nothing between.
+    in_worlds(2, 2, |ring, fake| async move {
+        let client = connect(&ring, &fake).await;
+        let (inode, handle) = create(&client, "file").await;
+        let content = pattern(1, 300_000);
+        write(&client, handle, 0, &content).await;
+        client.truncate(&Caller::root(), Inode(inode), Some(handle), 100_000).await.unwrap();
+        assert_eq!(fake.content(inode), content[..100_000]);
+        let of = |word: &str| fake.state.borrow().log.iter().rposition(|line| line.starts_with(word)).unwrap();
+        assert!(of("DATA") < of("end of chunk") && of("end of chunk") < of("master 464"), "{:?}", fake.seen("master"));
+        client.close().await;
+    });
 }
 
 #[test]
