@@ -203,8 +203,12 @@ impl Session<'_> {
         self.outbox.push(&AntomaDownloadEnd {}.encode());
         let theirs = piece.as_deref().and_then(Front::decode).ok_or_else(unknown)?;
         if theirs.metaid != ours.metaid && theirs.metaid.0 != 0 && ours.metaid.0 != 0 {
-            let why = format!("the master's file system is {}, what is kept here is of {}", theirs.metaid, ours.metaid);
-            self.aside(&why).await?;
+            return Err(format!(
+                "the master serves the file system with metaid {}, what is kept here is of {}: nothing is stored, and we \
+                 try again. If {} shall be kept in its place, stop the metalogger and move the files of its data path \
+                 away",
+                theirs.metaid, ours.metaid, theirs.metaid
+            ));
         } else if self.store.next().is_some_and(|next| theirs.version > next) {
             debug!(theirs.version, "the master's image is ahead");
         }

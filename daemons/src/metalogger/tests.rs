@@ -352,18 +352,24 @@ fn a_look_up_that_hangs_does_not_keep_a_metalogger_from_stopping() {
 }
 
 #[test]
-fn another_file_system_does_not_mix_with_what_is_kept() {
+fn the_master_of_another_file_system_is_not_followed_and_the_right_one_is_when_it_is_back() {
     let mut scene = Scene::new(5);
     scene.start_master("/data");
     scene.start_logger();
     scene.change(20);
     let newest = scene.kept();
+    let names = scene.names("/kept");
     scene.crash_master();
     scene.start_master("/other");
     scene.change(3);
     scene.world.run_for(Duration::from_secs(5));
-    assert_eq!(scene.kept(), scene.at_the_master("/other"));
-    assert_eq!(scene.plan_of(scene.logger, &scene.aside()).unwrap().to, newest);
+    assert_eq!(scene.kept(), newest);
+    assert_eq!(scene.names("/kept"), names, "nothing came and nothing went");
+    scene.crash_master();
+    scene.start_master("/data");
+    scene.change(3);
+    scene.world.run_for(Duration::from_secs(5));
+    assert_eq!(scene.kept(), scene.at_the_master("/data"));
 }
 
 #[test]

@@ -44,12 +44,6 @@ const REBALANCING: u8 = 3;
 /// Answers and reports that wait for the connection.
 const OUTGOING_MAX: usize = 4096;
 
-/// How the life under a master ended.
-pub(crate) enum LifeEnd {
-    Stopped,
-    ForeignMaster { ours: MetaId, masters: MetaId },
-}
-
 /// Why one connection to the master ended.
 enum SessionEnd {
     Stopped,
@@ -65,7 +59,10 @@ enum SessionEnd {
 }
 
 /// Connects, registers, serves, and does it again when the connection is lost; until the server stops.
-pub(crate) async fn life(server: Rc<Server>) -> LifeEnd {
+///
+/// A master of another file system is only another reason to try again: our address may have been taken for a while by
+/// a master that was started by mistake, and what we have must be there when the right one is back.
+pub(crate) async fn life(server: Rc<Server>) {
     let mut redirect = None;
     let until = server.ring.now() + FIRST_LIST_WAIT;
     while server.store.scans_under_way() > 0 && server.ring.now() < until && !server.stopping.get() {
@@ -79,8 +76,13 @@ pub(crate) async fn life(server: Rc<Server>) -> LifeEnd {
         server.master_address.set((Ip4(0), 0));
         server.store.core.shared.reports.end_listing();
         match end {
-            SessionEnd::Stopped => return LifeEnd::Stopped,
-            SessionEnd::ForeignMaster { ours, masters } => return LifeEnd::ForeignMaster { ours, masters },
+            SessionEnd::Stopped => return,
+            SessionEnd::ForeignMaster { ours, masters } => tracing::error!(
+                "the master serves the file system with metaid {masters}, our disks belong to {ours}: nothing on them is \
+                 touched, and we try again. Wrong master, or wrong folders in mfshdd.cfg. If these disks shall become \
+                 that file system's, empty, stop this server, remove chunkserverid.mfs from the data path and .metaid from \
+                 every folder"
+            ),
             SessionEnd::Redirected(leader) => redirect = (!leader.is_unspecified()).then_some(leader),
             SessionEnd::Lost(why) => tracing::warn!("no connection to the master: {why}"),
             SessionEnd::Reconfigured => {
@@ -89,7 +91,7 @@ pub(crate) async fn life(server: Rc<Server>) -> LifeEnd {
             }
         }
         if nap_or_stop(&server, server.settings.get().master_reconnection_delay).await {
-            return LifeEnd::Stopped;
+            return;
         }
     }
 }
@@ -463,7 +465,7 @@ impl Session {
     }
 }
 
-/// A chunkserver of one file system under the master of another must stop. 0 says nothing.
+/// A chunkserver of one file system must not register with the master of another. 0 says nothing.
 fn foreign(ours: MetaId, masters: MetaId) -> Option<SessionEnd> {
     let differ = ours.0 != 0 && masters.0 != 0 && ours != masters;
     differ.then_some(SessionEnd::ForeignMaster { ours, masters })

@@ -16,7 +16,7 @@ use wire::types::Name;
 use wire::{Ip4, MetaId};
 
 use crate::cores::{self, Core};
-use crate::master::{self, LifeEnd};
+use crate::master;
 use crate::series::KIND;
 use crate::serve::peers::Peers;
 use crate::serve::{AheadJob, ReadJob, WriteJob, accept_loop};
@@ -47,8 +47,6 @@ pub enum ServerError {
     Cores(std::io::Error),
     /// A core ended by itself: a defect, of which its thread has told.
     CoreEnded(String),
-    /// The master belongs to another file system than our disks. Nothing on them was changed.
-    ForeignMaster { ours: MetaId, masters: MetaId },
 }
 
 impl std::fmt::Display for ServerError {
@@ -58,12 +56,6 @@ impl std::fmt::Display for ServerError {
             ServerError::Listen(at, error) => write!(f, "cannot listen on {at}: {error}"),
             ServerError::Cores(error) => write!(f, "cannot start another core (CORES = 1 does without): {error}"),
             ServerError::CoreEnded(why) => write!(f, "{why}"),
-            ServerError::ForeignMaster { ours, masters } => write!(
-                f,
-                "the master's file system has metaid {masters}, our disks belong to {ours}: wrong master, or wrong \
-                 disks. Nothing was changed. To let these disks join that file system, remove chunkserverid.mfs from \
-                 the data path and .metaid from every folder"
-            ),
         }
     }
 }
@@ -148,10 +140,7 @@ async fn serve(
             let _ = ring.timeout(FAREWELL_WAIT, life).await; // a master that does not listen learns it by the silence
             Ok(())
         }
-        Either::Right((LifeEnd::Stopped, _)) => Ok(()),
-        Either::Right((LifeEnd::ForeignMaster { ours, masters }, _)) => {
-            Err(ServerError::ForeignMaster { ours, masters })
-        }
+        Either::Right(((), _)) => Ok(()),
     };
     background.iter().chain(&server.accepting.take()).for_each(JoinHandle::abort);
     server.end_requests().await;

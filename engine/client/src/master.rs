@@ -375,6 +375,7 @@ impl Inner {
         register(&self.ring, &self.settings, address, stream, old).await.map_err(|refusal| match refusal {
             Refusal::Status(status) => MountError::Refused(status),
             Refusal::OldMaster(version) => MountError::OldMaster(version),
+            Refusal::Foreign { ours, theirs } => MountError::Foreign { address, ours, theirs },
             Refusal::Io(why) => cannot(why),
             Refusal::Protocol(what) => MountError::Protocol(what),
         })

@@ -9,9 +9,10 @@ use std::time::Duration;
 use md5::Digest;
 use ring::{BufferedReader, Ring, Stream};
 use wire::{
-    AntoanConfigValue, AntoanGetConfig, CltomaFuseRegister, EXTENSIONS_OPTION, Header, MatoclFuseChunkHasChanged,
-    MatoclFuseInvalidateChunkCache, MatoclFuseRegister, MetaId, Name, NewSession, Packet, Passcode, SessionLimits,
-    SessionText, Status, TIMES_EXTENSION, UNCLEAN_END_EXTENSION, VersionWord, has_extension,
+    AntoanConfigValue, AntoanGetConfig, AntoclModuleInfo, CltoanModuleInfo, CltomaFuseRegister, EXTENSIONS_OPTION,
+    Header, MatoclFuseChunkHasChanged, MatoclFuseInvalidateChunkCache, MatoclFuseRegister, MetaId, Name, NewSession,
+    Packet, Passcode, SessionLimits, SessionText, Status, TIMES_EXTENSION, UNCLEAN_END_EXTENSION, VersionWord,
+    has_extension,
 };
 
 use crate::{Session, Settings};
@@ -31,6 +32,11 @@ pub(crate) enum Registered {
 pub(crate) enum Refusal {
     Status(Status),
     OldMaster(VersionWord),
+    /// It serves another file system than the one that this client belongs to.
+    Foreign {
+        ours: MetaId,
+        theirs: MetaId,
+    },
     Io(std::io::Error),
     Protocol(String),
 }
@@ -43,6 +49,10 @@ impl From<std::io::Error> for Refusal {
 
 /// Registers on a fresh connection. `old`: the session to be resumed; if the master will not have it, a new one is
 /// asked for, with the old number when it says EPERM (the exports have changed), without it otherwise.
+///
+/// A new session is taken only from a master of the same file system. To the master of another one, our inode numbers
+/// would name other files, and what we have not written yet would go into them. A MooseFS master tells its metaid as
+/// ours does: unasked in the answer to NEWSESSION, and to whoever asks MODULE_INFO.
 pub(crate) async fn register(
     ring: &Ring,
     settings: &Settings,
@@ -79,6 +89,8 @@ pub(crate) async fn register(
             MatoclFuseRegister::Redirect { leader_ip } => return Ok(Registered::Redirect(leader_ip.into())),
             other => return Err(Refusal::Protocol(format!("answer to RECONNECT: {other:?}"))),
         }
+        // Asked first, so that nothing is left behind at a master that is not ours.
+        same_file_system(old.metaid, shake.metaid().await?)?;
     }
     let passcode = match settings.password_md5 {
         Some(digest) => Some(shake.passcode(&digest).await?),
@@ -103,6 +115,9 @@ pub(crate) async fn register(
                 return Err(Refusal::OldMaster(version));
             }
             let metaid = metaid.unwrap_or_default();
+            if let Some(old) = old {
+                same_file_system(old.metaid, metaid)?;
+            }
             let mut session = session_of(master, local, version, sessionid, metaid, &limits);
             let Extensions { long_times, unclean_ends } = shake.extensions(settings).await?;
             (session.long_times, session.unclean_ends) = (long_times, unclean_ends);
@@ -118,6 +133,9 @@ pub(crate) async fn register(
             mintrashtime,
             maxtrashtime,
         } => {
+            if let Some(old) = old {
+                same_file_system(old.metaid, metaid)?;
+            }
             let limits = SessionLimits {
                 sesflags,
                 umask: 0,
@@ -137,6 +155,14 @@ pub(crate) async fn register(
         MatoclFuseRegister::Redirect { leader_ip } => Ok(Registered::Redirect(leader_ip.into())),
         MatoclFuseRegister::Status(status) => Err(Refusal::Status(status)),
         other => Err(Refusal::Protocol(format!("answer to NEWSESSION: {other:?}"))),
+    }
+}
+
+/// Errors: `Foreign` if both are known and differ.
+fn same_file_system(ours: MetaId, theirs: MetaId) -> Result<(), Refusal> {
+    match ours != theirs && ours.0 != 0 && theirs.0 != 0 {
+        true => Err(Refusal::Foreign { ours, theirs }),
+        false => Ok(()),
     }
 }
 
@@ -208,6 +234,13 @@ impl Handshake<'_> {
         let answer = AntoanConfigValue::decode(&payload).map_err(|error| Refusal::Protocol(error.to_string()))?;
         let knows = |name| has_extension(answer.value.as_bytes(), name);
         Ok(Extensions { long_times: knows(TIMES_EXTENSION), unclean_ends: knows(UNCLEAN_END_EXTENSION) })
+    }
+
+    /// Whose file system this master serves; 0 if it does not know yet.
+    async fn metaid(&mut self) -> Result<MetaId, Refusal> {
+        let payload = self.exchange(CltoanModuleInfo { msgid: None }.encode(), AntoclModuleInfo::TYPE).await?;
+        let answer = AntoclModuleInfo::decode(&payload).map_err(|error| Refusal::Protocol(error.to_string()))?;
+        Ok(answer.metaid)
     }
 
     /// One packet out, and the payload of the one that answers it.

@@ -131,6 +131,8 @@ pub enum MountError {
     Protocol(String),
     /// The master is older than 3.0.113 and answers in forms that we do not read.
     OldMaster(VersionWord),
+    /// It serves another file system than the one that was mounted.
+    Foreign { address: SocketAddrV4, ours: MetaId, theirs: MetaId },
 }
 
 impl std::fmt::Display for MountError {
@@ -140,6 +142,12 @@ impl std::fmt::Display for MountError {
             MountError::CannotConnect(why) => write!(f, "cannot connect to the master: {why}"),
             MountError::Refused(status) => write!(f, "the master refuses the mount: {}", status.text()),
             MountError::Protocol(what) => write!(f, "the master does not speak our protocol: {what}"),
+            MountError::Foreign { address, ours, theirs } => write!(
+                f,
+                "the master at {address} serves the file system with metaid {theirs}, and this mount belongs to {ours}: \
+                 nothing is read or written there, requests wait until {ours} is back. If {theirs} is meant, unmount \
+                 and mount again"
+            ),
             MountError::OldMaster(version) => write!(f, "the master's version {version} is too old, 3.0.113 is needed"),
         }
     }

@@ -83,12 +83,20 @@ pub(crate) struct State {
     /// Chunkservers that the master no longer names.
     pub(crate) gone: Vec<usize>,
     pub(crate) forgets_sessions: bool,
+    /// The address leads to the master of another file system.
+    pub(crate) is_foreign: bool,
     pub(crate) is_silent: bool,
     pub(crate) held_inodes: Vec<Vec<u32>>,
     /// The master's answer for `MOORING_EXTENSIONS`; a stock master's is empty.
     pub(crate) extensions: Vec<u8>,
     links: Vec<(Sender<Vec<u8>>, Stream)>,
     last_session: u32,
+}
+
+impl State {
+    fn metaid(&self) -> MetaId {
+        MetaId(if self.is_foreign { 99 } else { 77 })
+    }
 }
 
 #[derive(Clone)]
@@ -315,6 +323,19 @@ impl Fake {
                 }
                 continue;
             }
+            if kind == CltoanModuleInfo::TYPE {
+                let metaid = self.state.borrow().metaid();
+                let answer = AntoclModuleInfo {
+                    module: 1,
+                    version: VersionWord::OURS,
+                    id: 0,
+                    metaid,
+                    leader_ip: Ip4(0),
+                    leader_port: 0,
+                };
+                let _ = link.try_send(answer.encode());
+                continue;
+            }
             if kind == AntoanGetConfig::TYPE {
                 let AntoanGetConfig { msgid, option } = AntoanGetConfig::decode(&payload).unwrap();
                 assert_eq!(option.as_bytes(), EXTENSIONS_OPTION);
@@ -408,13 +429,13 @@ impl Fake {
                 MatoclFuseRegister::Session {
                     version: VersionWord::OURS,
                     sessionid: SessionId(state.last_session),
-                    metaid: Some(MetaId(77)),
+                    metaid: Some(state.metaid()),
                     limits,
                 }
             }
             CltomaFuseRegister::Reconnect { sessionid, metaid, .. } => {
                 state.log.push(format!("RECONNECT {sessionid}"));
-                let is_known = !state.forgets_sessions && *metaid == Some(MetaId(77));
+                let is_known = !state.forgets_sessions && *metaid == Some(state.metaid());
                 let status = if is_known { Status::OK } else { Status::BADSESSIONID };
                 MatoclFuseRegister::Reconnected { version: VersionWord::OURS, status }
             }

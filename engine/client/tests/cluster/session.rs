@@ -1,5 +1,6 @@
 //! Registration, requests, reconnects, notices.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use client::{AttrChange, Caller, Client, Errno, Event, Inode, MountError, Settings, Time, TimeChange};
@@ -124,6 +125,37 @@ fn a_forgotten_session_is_replaced_and_open_files_are_told_first() {
         assert_eq!(client.session().unwrap().id.0, 2);
         assert_eq!(fake.state.borrow().held_inodes.last(), Some(&vec![1, 5]));
         assert_eq!(read(&client, handle, 0, 5000).await, content);
+        client.close().await;
+    });
+}
+
+#[test]
+fn the_master_of_another_file_system_gets_nothing_and_the_right_one_gets_all() {
+    in_worlds(1, 1, |ring, fake| async move {
+        fake.add_file(5, "a", &[]);
+        let client = Rc::new(connect(&ring, &fake).await);
+        let handle = open(&client, 5, READ_WRITE).await;
+        let content = pattern(3, 100_000);
+        // Another file system that has a file with the same number. Then also one that knows of no session at all.
+        for forgets in [false, true] {
+            fake.state.borrow_mut().forgets_sessions = forgets;
+            fake.state.borrow_mut().is_foreign = true;
+            fake.disconnect_clients();
+            ring.sleep(Duration::from_millis(100)).await;
+            client.write(handle, 0, content.clone().into()).await.unwrap();
+            let asked = fake.seen("NEWSESSION").len();
+            let asking = client.clone();
+            let question = ring.spawn(async move { asking.getattr(&Caller::root(), Inode(5), None).await });
+            ring.sleep(Duration::from_secs(11)).await;
+            assert!(!question.is_finished(), "it waits for its own file system");
+            assert_eq!(fake.seen("NEWSESSION").len(), asked, "and leaves no session behind");
+            assert!(fake.content(5).is_empty(), "nothing is written there");
+            fake.state.borrow_mut().is_foreign = false;
+            question.await.unwrap().unwrap();
+            client.flush(handle, None).await.unwrap();
+            assert_eq!(fake.content(5), content);
+            fake.add_file(5, "a", &[]);
+        }
         client.close().await;
     });
 }
