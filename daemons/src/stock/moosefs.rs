@@ -149,6 +149,7 @@ impl Image {
             let header = ImageHeader { meta_id: MetaId(0), version: 1, written_at: 0 };
             return Ok(Some(image(Kind::MooseFs, Some(header), true, false)));
         }
+        stock::refuse_newer_format(&first).map_err(|why| at(path, why))?;
         if let Some(header) = stock::header(&first) {
             let is_sectioned = first[5..8] >= b"1.6"[..];
             let is_whole = if is_sectioned { last == b"[MFS EOF MARKER]" } else { last == [0; 16] };
@@ -173,6 +174,9 @@ impl Image {
 /// that changes from this version on may be lost. Errors: a sentence.
 pub(super) fn load(files: &Files, lose_from: Option<u64>) -> Result<Loaded, String> {
     one_cluster(&files.images)?;
+    if let Some(newest) = files.images.iter().max_by_key(|image| image.version()) {
+        refuse_newer(newest)?;
+    }
     let kind = files.images.first().map_or(Kind::MooseFs, |image| image.kind);
     let journals = survey(kind, &files.logs)?;
     let mut damaged: Vec<(&Image, String)> = Vec::new();
@@ -246,6 +250,32 @@ fn survey(kind: Kind, logs: &[PathBuf]) -> Result<Vec<JournalFacts>, String> {
         }));
     }
     Ok(journals)
+}
+
+/// The last change in a change log, if there is one.
+pub(super) fn last_change(kind: Kind, path: &Path) -> Result<Option<u64>, String> {
+    let journals = survey(kind, &[path.to_owned()])?;
+    Ok(journals.iter().filter_map(|journal| journal.versions).map(|(_, last)| last).max())
+}
+
+/// Errors: a file of MooseFS 4. Said before anything about its change logs, of which we know nothing either.
+fn refuse_newer(image: &Image) -> Result<(), String> {
+    if image.kind != Kind::MooseFs || image.is_new || image.is_old {
+        return Ok(());
+    }
+    let mut file = open_regular(&image.path).map_err(|error| at(&image.path, error))?;
+    let mut place = stock::FIRST_SECTION;
+    loop {
+        let mut head = [0; 16];
+        let read = file.seek(SeekFrom::Start(place)).and_then(|_| file.read_exact(&mut head));
+        if read.is_err() {
+            return Ok(()); // it is cut short: that is said when it is loaded
+        }
+        match stock::next_section(&head, place).map_err(|why| at(&image.path, why))? {
+            Some(next) => place = next,
+            None => return Ok(()),
+        }
+    }
 }
 
 fn load_image(image: &Image, journals: &[JournalFacts]) -> Result<(Namespace, Vec<String>), String> {

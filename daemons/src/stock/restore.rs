@@ -68,10 +68,36 @@ fn restore_files(arguments: &Arguments, image: &Path, to: &Path) -> Result<(), S
     let image = Image::look(image)?.ok_or_else(|| at(image, "this is no metadata image"))?;
     let files = Files { images: vec![image], others: Vec::new(), logs: arguments.logs.clone(), logs_are_named: true };
     let loaded = moosefs::load(&files, arguments.lose_changes_from)?;
+    if loaded.applied == 0 && arguments.lose_changes_from.is_none() {
+        refuse_logs_beside(&loaded, &arguments.logs)?;
+    }
     loaded.describe().iter().for_each(|line| say(line));
     describe(&loaded.namespace);
     write(loaded, to)?.place(to)?;
     say(&format!("\n{} is ready.", to.display()));
+    Ok(())
+}
+
+/// Errors: no change was applied, and a change log that nobody named lies beside the image and goes on from there.
+fn refuse_logs_beside(loaded: &Loaded, named: &[PathBuf]) -> Result<(), String> {
+    let folder = match loaded.image.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let name_of = |path: &PathBuf| path.file_name().map(std::ffi::OsStr::to_owned);
+    for path in Files::find(folder)?.logs {
+        let is_named = named.iter().any(|other| name_of(other) == name_of(&path));
+        let last = moosefs::last_change(loaded.kind, &path)?;
+        if let Some(last) = last.filter(|last| !is_named && *last >= loaded.namespace.version()) {
+            return Err(format!(
+                "no change was applied, but {} beside {} goes on to change {last}: name the change logs behind the \
+                 image (-m IMAGE -o FILE CHANGELOG...), or let them be found with -a -d {}",
+                path.display(),
+                loaded.image.display(),
+                folder.display()
+            ));
+        }
+    }
     Ok(())
 }
 
@@ -230,6 +256,13 @@ mod tests {
         let other = text("other");
         let gap = restore(&arguments(&["-m", &image, "-o", &other, &log])).expect_err("the first change is missing");
         assert!(gap.contains("are missing") && !Path::new(&other).exists(), "{gap}");
+        // No log is named, and one lies beside the image.
+        let all = fs::read(&log).expect("readable");
+        fs::write(&log, &lines).expect("written");
+        let none = restore(&arguments(&["-m", &image, "-o", &other])).expect_err("changes follow");
+        assert!(none.contains("no change was applied") && none.contains("changelog.0.mfs"), "{none}");
+        assert!(!Path::new(&other).exists());
+        fs::write(&log, all).expect("written");
         // Packed or damaged: nothing in it is a line.
         for bytes in [&b"\x1f\x8b\x08\n\xA7\n\xA7\n"[..], b"2: 17953"] {
             fs::write(&log, bytes).expect("written");

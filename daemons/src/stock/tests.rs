@@ -158,3 +158,20 @@ fn our_own_metadata_are_not_imported() {
     assert!(import_of(folder.path(), None).map(drop).expect_err("ours").contains("is of a Mooring master"));
     assert!(import_of(&folder.path().join(CLEAN), None).is_err());
 }
+
+#[test]
+fn a_file_of_moosefs_4_is_named_as_such_before_its_change_logs_are_looked_at() {
+    let (folder, version) = folder();
+    let image = folder.path().join("metadata.mfs.back");
+    log(folder.path(), "changelog.0.mfs", format!("{version}: 1795300001|NEWTHING(1,2)\n{}: 5|\n", version + 1));
+    let bytes = fs::read(&image).expect("readable");
+    let place = bytes.windows(5).position(|window| window == b"CHNK ").expect("it has chunks");
+    for (at, new) in [(place, &b"CHNK 9.9"[..]), (0, b"MFSM 4.0")] {
+        let mut changed = bytes.clone();
+        changed[at..at + 8].copy_from_slice(new);
+        fs::write(&image, changed).expect("written");
+        let refused = import_of(folder.path(), None).map(drop).expect_err("it is newer");
+        assert!(refused.contains("of MooseFS 4, which cannot be taken over yet"), "{refused}");
+        assert!(refused.contains("metadata.mfs.back") && !refused.contains("changelog"), "{refused}");
+    }
+}

@@ -125,19 +125,24 @@ impl fmt::Display for StockError {
         match self {
             StockError::NotStock => f.write_str("this is no metadata file of MooseFS: it does not begin with MFSM"),
             StockError::New => f.write_str("this file (MFSM NEW) asks for a new file system; there is nothing in it"),
+            StockError::Format(signature) if signature[5] >= b'3' => write!(
+                f,
+                "`{}` is the metadata format of MooseFS 4, which cannot be taken over yet",
+                signature.escape_ascii()
+            ),
             StockError::Format(signature) => {
                 write!(f, "`{}` is no metadata format of MooseFS 1.5 to 3.0", signature.escape_ascii())
             }
             StockError::UnknownSection { letters, offset } => write!(
                 f,
                 "section `{}` (offset {offset}) is none of MooseFS 3.0.117: the file is damaged, or of MooseFS 4, which \
-                 cannot be taken over",
+                 cannot be taken over yet",
                 letters.escape_ascii()
             ),
             StockError::Newer { section, layout } => write!(
                 f,
-                "section {section} has layout {}.{}, MooseFS 3.0.117 writes up to {}.{}: a file of MooseFS 4 cannot be \
-                 taken over",
+                "section {section} has layout {}.{}, MooseFS 3.0.117 writes up to {}.{}: it is of MooseFS 4, which \
+                 cannot be taken over yet",
                 layout >> 4,
                 layout & 15,
                 section.newest() >> 4,
@@ -165,6 +170,37 @@ pub fn header(first: &[u8]) -> Option<ImageHeader> {
     // What a metalogger of ours keeps is wrapped as if it were a file of MooseFS's.
     let is_wrapped = first.get(parser::Head::BYTES..).is_some_and(|rest| rest.starts_with(b"MOOR"));
     (!is_wrapped).then_some(ImageHeader { meta_id: MetaId(head.meta_id), version: head.version, written_at: 0 })
+}
+
+/// Where the first section's header begins in a file of MooseFS 1.7 or later.
+pub const FIRST_SECTION: u64 = parser::Head::BYTES as u64;
+
+/// From one section's header at `offset` to the place of the next one. None: there is none, or the length is not known.
+/// Errors: `Newer`: a file of MooseFS 4.
+pub fn next_section(head: &[u8; SECTION_HEAD_BYTES], offset: u64) -> Result<Option<u64>, StockError> {
+    if head == END {
+        return Ok(None);
+    }
+    let [a, b, c, d, b' ', major, b'.', minor, length @ ..] = *head else { return Ok(None) };
+    let letters = [a, b, c, d];
+    if !letters.iter().all(u8::is_ascii_uppercase) || !major.is_ascii_digit() || !minor.is_ascii_digit() {
+        return Ok(None); // damaged: that is said when it is loaded
+    }
+    // One that is not known may be damaged as well: the loader says so.
+    let layout = (major - b'0') << 4 | (minor - b'0');
+    if let Some(section) = Section::from_letters(&letters).filter(|section| layout > section.newest()) {
+        return Err(StockError::Newer { section, layout });
+    }
+    let length = u64::from_be_bytes(length);
+    Ok(offset.checked_add(SECTION_HEAD_BYTES as u64).and_then(|body| body.checked_add(length)))
+}
+
+/// Errors: `Format`, of a signature that is newer than those of MooseFS 3.0.
+pub fn refuse_newer_format(first: &[u8]) -> Result<(), StockError> {
+    match parser::Head::take(first) {
+        Err(StockError::Format(signature)) if signature[5] >= b'3' => Err(StockError::Format(signature)),
+        _ => Ok(()),
+    }
 }
 
 /// Why a record is not taken.
