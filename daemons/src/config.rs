@@ -21,7 +21,7 @@ use wire::AddressList;
 const LINE_BYTES_MAX: usize = 998;
 
 /// Options that belong to MooseFS and mean nothing here; they are no reason to warn.
-const KNOWN_WITHOUT_EFFECT: [&str; 3] = ["LIMIT_GLIBC_MALLOC_ARENAS", "CHANGE_GLIBC_MALLOC_ARENAS", "LOCK_FILE"];
+const KNOWN_WITHOUT_EFFECT: [&str; 2] = ["LIMIT_GLIBC_MALLOC_ARENAS", "CHANGE_GLIBC_MALLOC_ARENAS"];
 
 /// The settings of one file, by name. Values are text until somebody asks for more.
 #[derive(Debug)]
@@ -60,16 +60,19 @@ impl Config {
     /// Settings from the bytes of a file; `source` is what messages call it.
     pub fn parse(bytes: &[u8], source: &Path) -> Config {
         let mut values = BTreeMap::new();
-        for line in lines(bytes) {
+        // Some editors put a mark in front of a file.
+        let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
+        for (number, line) in lines(bytes) {
             match parse_line(line) {
                 Line::Nothing => {}
                 Line::Setting { name, value } => {
                     values.insert(name, value);
                 }
                 Line::Bad => warn!(
-                    "bad definition in config file '{}': {}",
+                    "bad definition in config file '{}': {} (line {number}{})",
                     source.display(),
-                    String::from_utf8_lossy(line).trim_end()
+                    String::from_utf8_lossy(line).trim_end(),
+                    advice(line)
                 ),
             }
         }
@@ -165,6 +168,8 @@ impl Config {
         for name in self.unused() {
             if KNOWN_WITHOUT_EFFECT.contains(&name) {
                 debug!("{}: {name} has no effect in Mooring", self.source.display());
+            } else if name == "LOCK_FILE" {
+                warn!("{}: LOCK_FILE has no effect; the lock file is in DATA_PATH", self.source.display());
             } else {
                 warn!("{}: nothing reads {name} (unknown, or not supported yet)", self.source.display());
             }
@@ -292,12 +297,28 @@ enum Line {
     Bad,
 }
 
-/// Lines without their newline; one that is too long is several.
-fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
-    bytes.split(|&byte| byte == b'\n').flat_map(|line| {
+/// Lines without their newline, with their numbers; one that is too long is several.
+fn lines(bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+    bytes.split(|&byte| byte == b'\n').enumerate().flat_map(|(at, line)| {
         // `chunks` of nothing is nothing, which is what an empty line is.
-        line.chunks(LINE_BYTES_MAX)
+        line.chunks(LINE_BYTES_MAX).map(move |line| (at + 1, line))
     })
+}
+
+/// What a line that is no setting may be meant for.
+fn advice(line: &[u8]) -> &'static str {
+    let text = String::from_utf8_lossy(line);
+    let mut words = text.split_whitespace();
+    let (first, second) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let is_address = wire::address_range(first).is_some() || first.eq_ignore_ascii_case("DEFAULTS");
+    let is_disk = first.trim_start_matches(['*', '<', '>']).starts_with('/');
+    if is_address && (second.starts_with('/') || second == "." || second == "-") {
+        "; lines like this belong in mfsexports.cfg"
+    } else if is_disk {
+        "; lines like this belong in mfshdd.cfg"
+    } else {
+        "; settings are NAME = VALUE"
+    }
 }
 
 fn parse_line(line: &[u8]) -> Line {
@@ -423,6 +444,15 @@ mod tests {
         check("X = \"quoted\"", Some("\"quoted\""));
         check("X = 1\nX = 2\nY = 3", Some("2"));
         check("\n\r\n   \nX = 1", Some("1"));
+    }
+
+    #[test]
+    fn a_mark_in_front_and_line_ends_of_other_systems_are_no_part_of_a_value() {
+        check("\u{feff}X = 5\r\n", Some("5"));
+        assert!(advice(b"* / rw").contains("mfsexports.cfg"));
+        assert!(advice(b"10.0.0.0/8 / rw,alldirs").contains("mfsexports.cfg"));
+        assert!(advice(b"*/mnt/disk").contains("mfshdd.cfg"));
+        assert!(advice(b"x y").contains("NAME = VALUE"));
     }
 
     #[test]

@@ -350,6 +350,10 @@ fn prepare(program: Program, arguments: &Arguments, config: Config, data_path: &
         // A session of its own: the terminal's end and its Ctrl-C do not reach it. Fails only for a group leader.
         let _ = rustix::process::setsid();
     }
+    // What `ps` and `pgrep` go by; else it would be the name of the file behind the link.
+    if let Ok(name) = std::ffi::CString::new(program.name) {
+        let _ = rustix::thread::set_name(&name);
+    }
     let config_path = std::path::absolute(config.source()).ok().filter(|path| path.exists());
     let ident = config.text("SYSLOG_IDENT", program.name);
     apply_limits(&config, arguments.keep_core_limit);

@@ -70,8 +70,17 @@ fn a_daemon_starts_answers_and_stops_with_the_words_of_moosefs() {
     place.check(&["test"], 1, "mfsmaster is not running");
     place.check(&["stop"], 0, "can't find process to terminate");
     place.check(&["try-restart"], 1, "can't find process to restart");
-    place.check(&["start"], 0, "mfsmaster daemon initialized properly");
+    let (status, said) = place.act(&["start"]);
+    assert!(status == 0 && said.contains("mfsmaster daemon initialized properly"), "{status}: {said}");
     place.check(&["test"], 0, "mfsmaster pid: ");
+    let (_, text) = place.act(&["test"]);
+    let pid = text.trim().rsplit(' ').next().expect("it ends with the number");
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).expect("it runs");
+    assert_eq!(name, "mfsmaster\n", "pgrep finds it");
+    let log = said + &fs::read_to_string(place.folder.path().join("data/mfsmaster.log")).unwrap_or_default();
+    for part in ["metadata loaded", "inodes=1", "exports: * / rw,alldirs", "listening on 127.0.0.1:"] {
+        assert!(log.contains(part), "{part}:\n{log}");
+    }
     place.check(&["STATUS"], 0, "mfsmaster pid: ");
     place.check(&["start"], 1, "can't start: lockfile is already locked by another process");
     place.check(&["info"], 0, "info signal has been sent");

@@ -431,6 +431,23 @@ impl Core {
         );
     }
 
+    /// What was loaded, by which people check a restore, and what is exported.
+    pub(super) fn log_start(&self) {
+        let (totals, chunks) = (self.namespace.totals(), self.namespace.chunk_count());
+        let (inodes, directories, files) = (totals.nodes, totals.dirs, totals.files);
+        info!(
+            inodes,
+            directories,
+            files,
+            chunks,
+            changes = self.namespace.version().saturating_sub(1),
+            "metadata loaded"
+        );
+        for line in self.exports.lines() {
+            info!("exports: {line}");
+        }
+    }
+
     /// A peer's question about the configuration. Ours alone is the list of extensions. Where files lie is told to
     /// administrators only. Spec 10, 2.
     pub(super) fn option(&self, name: &[u8], asker: Ip4) -> Vec<u8> {

@@ -2,6 +2,8 @@
 //!
 //! Pure: text in, lines out; a registering client in, the line that applies or a refusal out.
 
+use std::borrow::Cow;
+
 use md5::{Digest, Md5};
 use tracing::warn;
 use wire::{Field, Ip4, Status, VersionWord, address_range, session_flags};
@@ -83,18 +85,35 @@ impl Exports {
     pub(super) fn parse(text: &str) -> Exports {
         let mut lines = Vec::new();
         let mut defaults = Options::default();
-        for (number, line) in text.lines().enumerate() {
+        // Some editors put a mark in front of a file.
+        for (number, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
             let line = line.trim();
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            match parse_line(line, &mut defaults) {
+            match parse_line(&joined_range(line), &mut defaults) {
                 Ok(line) => lines.extend(line),
                 Err(reason) => warn!("mfsexports.cfg line {}: {reason} - the line is ignored", number + 1),
             }
         }
         let checksum = fnv(format!("{lines:?}").as_bytes());
         Exports { lines, checksum }
+    }
+
+    /// Each line in few words, for the log.
+    pub(super) fn lines(&self) -> impl Iterator<Item = String> {
+        self.lines.iter().map(|line| {
+            let addresses = match (Ip4(line.first), Ip4(line.last)) {
+                (Ip4(0), Ip4(u32::MAX)) => "*".to_owned(),
+                (first, last) if first == last => first.to_string(),
+                (first, last) => format!("{first}-{last}"),
+            };
+            let path = line.path.as_ref().map_or(".".to_owned(), |path| format!("/{}", String::from_utf8_lossy(path)));
+            let writes = if line.grant.flags & session_flags::READONLY == 0 { "rw" } else { "ro" };
+            let below = if line.all_directories { ",alldirs" } else { "" };
+            let secret = if line.password.is_some() { ",password" } else { "" };
+            format!("{addresses} {path} {writes}{below}{secret}")
+        })
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -250,6 +269,18 @@ impl Default for Options {
             umask: 0,
             disables: 0,
         }
+    }
+}
+
+/// The line with its range of addresses in one piece: people write `10.0.0.1 - 10.0.0.9 / rw` too.
+fn joined_range(line: &str) -> Cow<'_, str> {
+    let Some((first, rest)) = line.split_once('-') else { return line.into() };
+    let (first, rest) = (first.trim_end(), rest.trim_start());
+    let is_range = !first.contains([' ', '\t']) && address_range(first).is_some();
+    if is_range && rest.starts_with(|c: char| c.is_ascii_digit()) {
+        format!("{first}-{rest}").into()
+    } else {
+        line.into()
     }
 }
 
@@ -458,6 +489,14 @@ mod tests {
         assert_eq!((mapped.map_all, mapped.root, mapped.flags), ((5, 6), (5, 6), session_flags::MAPALL));
         assert_eq!(mapped.disables, 1 << 7 | 1 << 8);
         assert_eq!(find("1.1.1.1", Some(b"/y")), Err(Status::EACCES));
+    }
+
+    #[test]
+    fn a_range_may_have_blanks_and_a_file_a_mark_in_front_and_other_line_ends() {
+        let exports = Exports::parse("\u{feff}10.0.0.1 - 10.0.0.9 / rw\r\n10.0.1.1- 10.0.1.9\t/a-b ro\r\n");
+        let lines: Vec<String> = exports.lines().collect();
+        assert_eq!(lines, ["10.0.0.1-10.0.0.9 / rw", "10.0.1.1-10.0.1.9 /a-b ro"]);
+        assert_eq!(joined_range("10.0.0.1 /a - b rw"), "10.0.0.1 /a - b rw");
     }
 
     #[test]

@@ -169,7 +169,9 @@ pub async fn run(
     let loaded = recovery::load(&ring, &settings).await?;
     let mut listeners = Vec::new();
     for port in PORTS {
-        listeners.push((port, (port.address)(&settings), port.listen(&ring, &settings)?));
+        let listener = port.listen(&ring, &settings)?;
+        info!("listening on {} for {}", listener.local(), port.name);
+        listeners.push((port, (port.address)(&settings), listener));
     }
 
     let file = JournalFile::new(ring.clone(), settings.data_path.clone(), settings.journal_synced);
@@ -188,6 +190,7 @@ pub async fn run(
         ring: ring.clone(),
     });
     folder::remember_image(&master).await;
+    master.core.borrow().log_start();
     master.with(|core, _| {
         core.start();
         core.chunks.set_topology(topology.unwrap_or_default());

@@ -143,6 +143,10 @@ impl Settings {
             (None, None) if config.optional("MATOCU_LISTEN_PORT").is_some() => "MATOCU",
             _ => "MATOCL",
         };
+        let old_loop = match config.optional("CHUNKS_LOOP_MIN_TIME") {
+            None => config.optional("CHUNKS_LOOP_TIME").map(|_| config.number("CHUNKS_LOOP_TIME", 300u32, 60..=7200)),
+            Some(_) => None,
+        };
         Ok(Settings {
             data_path: config.path("DATA_PATH", "/var/lib/mfs"),
             exports_path: config::secondary_path(config, "EXPORTS_FILENAME", "mfsexports.cfg"),
@@ -184,9 +188,15 @@ impl Settings {
                 write_replications: limits(config, "CHUNKS_WRITE_REP_LIMIT", chunk_defaults.write_replications)?,
                 read_replications: limits(config, "CHUNKS_READ_REP_LIMIT", chunk_defaults.read_replications)?,
                 deletions: config.number("CHUNKS_SOFT_DEL_LIMIT", 10u32, 1..=u32::MAX),
-                examined_per_second: config.number("CHUNKS_LOOP_MAX_CPS", 100_000u32, 10_000..=10_000_000),
-                sweep_seconds: config.number("CHUNKS_LOOP_MIN_TIME", 300u32, 60..=7200),
-                acceptable_difference: config.float("ACCEPTABLE_PERCENTAGE_DIFFERENCE", 1.0).clamp(0.1, 10.0) / 100.0,
+                examined_per_second: match old_loop {
+                    Some(_) => 10_000_000,
+                    None => config.number("CHUNKS_LOOP_MAX_CPS", 100_000u32, 10_000..=10_000_000),
+                },
+                sweep_seconds: old_loop.unwrap_or_else(|| config.number("CHUNKS_LOOP_MIN_TIME", 300u32, 60..=7200)),
+                acceptable_difference: match config.optional("ACCEPTABLE_PERCENTAGE_DIFFERENCE") {
+                    None => config.float("ACCEPTABLE_DIFFERENCE", 0.01).clamp(0.001, 0.1),
+                    Some(_) => config.float("ACCEPTABLE_PERCENTAGE_DIFFERENCE", 1.0).clamp(0.1, 10.0) / 100.0,
+                },
                 creations_near: config.number("CREATIONS_RESPECT_TOPOLOGY", 0u32, 0..=u32::MAX),
                 replications_near: config.number("REPLICATIONS_RESPECT_TOPOLOGY", 0u8, 0..=2),
                 unique: match config.number("CHUNKS_UNIQUE_MODE", 0u8, 0..=2) {
@@ -269,6 +279,10 @@ mod tests {
         assert_eq!(settings.chunks.write_replications, [5.0, 1.0, 1.0, 4.0]);
         assert_eq!(settings.chunks.delay_init_seconds, 1);
         assert!(!settings.journal_synced);
+        let text = b"CHUNKS_LOOP_TIME = 900\nACCEPTABLE_DIFFERENCE = 0.05\n";
+        let chunks = Settings::from_config(&Config::parse(text, Path::new("test"))).unwrap().chunks;
+        assert_eq!((chunks.sweep_seconds, chunks.examined_per_second), (900, 10_000_000));
+        assert!((chunks.acceptable_difference - 0.05).abs() < 1e-9);
         let bad = Settings::from_config(&Config::parse(b"CHUNKS_READ_REP_LIMIT = x\n", Path::new("test")));
         assert!(bad.is_err());
     }
