@@ -168,10 +168,14 @@ impl Core {
         self.wake_due_timers();
     }
 
-    /// In a simulated world: counts the poll of this task, before which its node may fail.
+    /// In a simulated world: counts the poll of this task, before which its node may fail. A node that is frozen gets
+    /// its polls when it goes on.
     fn lives_on(&self, task: TaskKey) -> bool {
         let Some(world) = &self.sim else { return true };
         let Some(node) = self.with_task(task, |entry| entry.node) else { return true };
+        if world.borrow_mut().hold_back(node, task) {
+            return false;
+        }
         let lives = world.borrow_mut().step(node, &mut self.table.borrow_mut());
         self.drop_tasks_of_failed();
         lives

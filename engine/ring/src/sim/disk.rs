@@ -21,7 +21,7 @@ const FILE_BYTES_MAX: u64 = 1 << 32;
 /// Result of a disk operation: an errno.
 pub(super) type Outcome<T> = Result<T, i32>;
 
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub(super) struct Disk {
     inodes: BTreeMap<u64, Inode>,
     next_inode: u64,
@@ -38,6 +38,7 @@ type Names = BTreeMap<(u64, OsString), u64>;
 /// What names are to become, all at once.
 type Change = Vec<((u64, OsString), Option<u64>)>;
 
+#[derive(Clone)]
 pub(super) struct Inode {
     pub(super) is_dir: bool,
     bytes: Vec<u8>,

@@ -30,7 +30,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 pub(crate) use state::SharedState;
-pub use world::{NodeId, World};
+pub use world::{DiskImage, NodeId, World};
 
 /// The laws of a world.
 #[derive(Debug, Clone)]

@@ -13,6 +13,7 @@ use super::net::{Connection, Listening, Socket};
 use super::random::{Dice, mix};
 use super::{DiskFault, Failure, Settings};
 use crate::driver::{Driver, Wait};
+use crate::remote::TaskKey;
 use crate::sys::operation::{Key, Op, Request, Table};
 use crate::time::Instant;
 
@@ -39,6 +40,8 @@ pub(crate) struct State {
     /// Operations that have not ended, and their node.
     under_way: BTreeMap<Key, u32>,
     finished: Vec<(Key, i32)>,
+    /// Tasks that are ready on nodes that are frozen.
+    held_back: BTreeMap<u32, Vec<TaskKey>>,
     /// Nodes that failed at an ordered step and whose tasks are still there.
     failed: Vec<u32>,
     trace: u64,
@@ -109,6 +112,7 @@ impl State {
             next_cut: 0,
             under_way: BTreeMap::new(),
             finished: Vec::new(),
+            held_back: BTreeMap::new(),
             failed: Vec::new(),
             trace: seed,
         }
@@ -222,6 +226,27 @@ impl State {
         }
         self.failed.push(node);
         false
+    }
+
+    /// Keeps a task that is ready, if its node is frozen.
+    pub(crate) fn hold_back(&mut self, node: u32, task: TaskKey) -> bool {
+        let held_back = self.held_back.get_mut(&node);
+        held_back.map(|tasks| tasks.push(task)).is_some()
+    }
+
+    pub(super) fn image_of_disk(&mut self, node: u32) -> Disk {
+        let mut disk = self.nodes[node as usize].disk.clone();
+        disk.crash(&mut self.dice);
+        disk
+    }
+
+    pub(super) fn freeze(&mut self, node: u32) {
+        self.held_back.entry(node).or_default();
+    }
+
+    /// Ends a freeze. Returns the tasks that are ready.
+    pub(super) fn thaw(&mut self, node: u32) -> Vec<TaskKey> {
+        self.held_back.remove(&node).unwrap_or_default()
     }
 
     /// Nodes that failed, whose tasks are to be dropped.

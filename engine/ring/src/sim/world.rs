@@ -10,6 +10,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::disk::Disk;
 use super::state::{SharedState, SimDriver, State, is_quiet};
 use super::{DiskFault, Failure, Settings};
 use crate::core::Core;
@@ -24,6 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(24 * 3600);
 /// A node of a world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(u32);
+
+/// What a disk holds, for [`World::replace_disk`].
+pub struct DiskImage(Disk);
 
 /// A simulated world. Same seed and same calls, same run.
 pub struct World {
@@ -153,6 +157,7 @@ impl World {
 
     /// Switches a node on that crashed or failed. Its tasks are to be spawned anew.
     pub fn restart(&self, node: NodeId) -> Ring {
+        self.state.borrow_mut().thaw(node.0);
         let there = &mut self.state.borrow_mut().nodes[node.0 as usize];
         (there.alive, there.has_failed, there.doom) = (true, false, None);
         self.ring(node)
@@ -176,6 +181,37 @@ impl World {
     /// Ends a node's tasks and connections as a killed process does: its disk loses nothing.
     pub fn kill(&self, node: NodeId) {
         self.core.drop_tasks(Some(node.0));
+    }
+
+    /// Stops a node's process, as SIGSTOP does: none of its tasks goes on until [`World::thaw`], while its kernel takes
+    /// connections and bytes and finishes what was asked of the disk.
+    pub fn freeze(&self, node: NodeId) {
+        self.state.borrow_mut().freeze(node.0);
+    }
+
+    /// A frozen node goes on.
+    pub fn thaw(&self, node: NodeId) {
+        let ready = self.state.borrow_mut().thaw(node.0);
+        self.ready.borrow_mut().extend(ready);
+    }
+
+    /// The disk of a node as a copy of its device would show it now: what was synced, and some of the rest.
+    pub fn image_of_disk(&self, node: NodeId) -> DiskImage {
+        DiskImage(self.state.borrow_mut().image_of_disk(node.0))
+    }
+
+    /// An operator puts another device into a node, which is to be switched off: it holds what the image has.
+    pub fn replace_disk(&self, node: NodeId, image: &DiskImage) {
+        let there = &mut self.state.borrow_mut().nodes[node.0 as usize];
+        assert!(!there.alive, "a disk is replaced while its node is off");
+        let capacity_bytes = there.disk.capacity_bytes;
+        there.disk = image.0.clone();
+        there.disk.capacity_bytes = capacity_bytes;
+    }
+
+    /// Bytes that the files of a node's disk take.
+    pub fn used_disk_bytes(&self, node: NodeId) -> u64 {
+        self.state.borrow().nodes[node.0 as usize].disk.used_bytes()
     }
 
     /// Nothing reaches one node from the other, until `heal`. Connections that stay cut end with an error.

@@ -285,6 +285,44 @@ fn an_interrupted_durable_replacement_leaves_old_or_new() {
 }
 
 #[test]
+fn a_frozen_node_stands_still_while_its_kernel_goes_on_and_then_goes_on_where_it_was() {
+    let (world, server, client) = two_nodes(11);
+    world.spawn(server, echo);
+    world.run_for(Duration::from_millis(5));
+    world.freeze(server);
+    let asked = world.spawn(client, |ring| async move {
+        // The kernel of a stopped process takes connections and what is sent.
+        let stream = ring.connect(server_address(), None).await.unwrap();
+        stream.send_all(vec![5; 4]).await.0.unwrap();
+        let (received, bytes) = stream.recv(vec![0; 1]).await;
+        (received.unwrap(), bytes[0], ring.now())
+    });
+    world.run_for(Duration::from_secs(11));
+    assert!(!asked.is_finished(), "nobody answers");
+    world.thaw(server);
+    world.run_for(Duration::from_secs(1));
+    assert!(asked.is_finished());
+    assert_eq!(world.run(client, |_| asked).flatten().map(|(count, byte, _)| (count, byte)), Some((1, 5)));
+}
+
+#[test]
+fn an_older_image_of_a_disk_comes_back_as_it_was() {
+    let (world, server, _) = two_nodes(12);
+    let write = |byte: u8| {
+        world.run(server, move |ring| async move {
+            ring.write_file_durably(Path::new("/file"), 0o600, vec![byte; 1000]).await.unwrap();
+        });
+    };
+    write(1);
+    let image = world.image_of_disk(server);
+    write(2);
+    world.crash(server);
+    world.replace_disk(server, &image);
+    drop(world.restart(server));
+    assert_eq!(world.contents(server, Path::new("/file")).unwrap(), [1; 1000]);
+}
+
+#[test]
 fn direct_files_must_be_aligned() {
     let (world, server, _) = two_nodes(8);
     world.run(server, |ring| async move {
