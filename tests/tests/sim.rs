@@ -1,6 +1,7 @@
 //! Simulated clusters under faults: nothing acknowledged is lost, no wrong byte is ever returned.
 //!
 //! `MOORING_SIM_SEEDS=N` runs so many seeds (few by default), beginning with `MOORING_SIM_FIRST` (1).
+//! `MOORING_SIM_FAULTS=silent,power` names the kinds of faults for outages (all that are stood today by default).
 //! `MOORING_SIM_SEED=S` repeats one, with its log on stderr (`RUST_LOG` says how much of it).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use mooring_tests::simulation::{Outcome, lights_out, run};
-use mooring_tests::workload::Broken;
+use mooring_tests::simulation::{Fault, Outcome, lights_out, outages, run};
+use mooring_tests::workload::{Broken, Counts};
 
 const SEEDS_BY_DEFAULT: u64 = 10;
 
@@ -25,12 +26,16 @@ fn log_to_stderr() {
 }
 
 /// A panic inside the world is a broken promise too.
-fn outcome_of(seed: u64) -> Result<Outcome, Broken> {
-    catch_unwind(AssertUnwindSafe(|| run(seed))).unwrap_or_else(|panic| {
+fn caught<T>(scenario: impl FnOnce() -> Result<T, Broken>) -> Result<T, Broken> {
+    catch_unwind(AssertUnwindSafe(scenario)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("(no message)");
         Err(Broken(format!("panic: {text}")))
     })
+}
+
+fn outcome_of(seed: u64) -> Result<Outcome, Broken> {
+    caught(|| run(seed))
 }
 
 #[test]
@@ -113,4 +118,55 @@ fn what_fsync_confirmed_outlives_a_power_cut_of_every_server() {
         .filter_map(|seed| lights_out(seed).err().map(|Broken(sentence)| format!("seed {seed}: {sentence}")))
         .collect();
     assert!(broken.is_empty(), "{} of {count} seeds broke the promise:\n{}", broken.len(), broken.join("\n"));
+}
+
+#[test]
+fn outages_of_all_servers_lose_nothing_and_end_by_themselves() {
+    let kinds = match std::env::var("MOORING_SIM_FAULTS") {
+        Ok(names) => names.split(',').map(|name| Fault::named(name).expect("a kind of fault")).collect(),
+        Err(_) => Fault::STOOD.to_vec(),
+    };
+    let (first, count) = match number("MOORING_SIM_SEED") {
+        Some(seed) => {
+            log_to_stderr();
+            (seed, 1)
+        }
+        None => {
+            // One of these takes as long as four of the others.
+            let count = number("MOORING_SIM_SEEDS").map_or(SEEDS_BY_DEFAULT, |count| count / 4 + 1);
+            (number("MOORING_SIM_FIRST").unwrap_or(1), count)
+        }
+    };
+    let start = Instant::now();
+    let (next, failures, sums) = (AtomicU64::new(first), Mutex::new(Vec::new()), Mutex::new(Counts::default()));
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= first + count {
+                        break;
+                    }
+                    match caught(|| outages(seed, &kinds)) {
+                        Ok(counts) => {
+                            let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
+                            sums.acknowledged += counts.acknowledged;
+                            sums.failed += counts.failed;
+                            sums.reads_compared += counts.reads_compared;
+                            sums.bytes_compared += counts.bytes_compared;
+                        }
+                        Err(Broken(sentence)) => {
+                            eprintln!("seed {seed}: {sentence}");
+                            failures.lock().unwrap_or_else(PoisonError::into_inner).push((seed, sentence));
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let sums = sums.into_inner().unwrap_or_else(PoisonError::into_inner);
+    println!("{count} seeds of outages in {:.1} s: {sums:?}", start.elapsed().as_secs_f64());
+    let failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let lines: Vec<String> = failures.iter().map(|(seed, sentence)| format!("seed {seed}: {sentence}")).collect();
+    assert!(lines.is_empty(), "{} of {count} seeds broke a promise:\n{}", lines.len(), lines.join("\n"));
 }
