@@ -4,7 +4,7 @@ use std::io;
 use std::net::{Ipv4Addr, ToSocketAddrs};
 use std::time::Duration;
 
-use chunk::folders::{parse_folders, parse_labels};
+use chunk::folders::{parse_folders, parse_labels, possible_comments};
 use chunk::settings::{Durability, IoMode, Settings};
 
 use crate::config::{self, Config};
@@ -17,7 +17,17 @@ const CORES_MAX: u32 = 8;
 pub fn from_config(config: &Config) -> Result<Settings, String> {
     let hdd_path = config::secondary_path(config, "HDD_CONF_FILENAME", "mfshdd.cfg");
     let hdd_text = std::fs::read(&hdd_path).map_err(|error| format!("{}: {error}", hdd_path.display()))?;
-    let folders = parse_folders(&String::from_utf8_lossy(&hdd_text));
+    let hdd_text = String::from_utf8_lossy(&hdd_text);
+    let folders = parse_folders(&hdd_text);
+    // A stock server takes the comment for a part of the path too.
+    if let Some((line, path, folder)) =
+        possible_comments(&hdd_text).into_iter().find(|(_, path, folder)| !path.exists() && folder.exists())
+    {
+        return Err(format!(
+            "{}, line {line}: there is no folder {path:?}, but {folder:?}: a comment needs a line of its own",
+            hdd_path.display()
+        ));
+    }
     if folders.is_empty() {
         return Err(format!("{}: names no folder for chunks", hdd_path.display()));
     }

@@ -58,19 +58,43 @@ impl FolderLine {
     }
 }
 
-/// The folders that the text names, in its order.
+/// The folders that the text names, in its order. A line that stands there twice counts once.
 pub fn parse_folders(text: &str) -> Vec<FolderLine> {
-    text.lines().filter_map(parse_folder_line).collect()
+    let mut folders = Vec::new();
+    for folder in without_mark(text).lines().filter_map(parse_folder_line) {
+        if !folders.contains(&folder) {
+            folders.push(folder);
+        }
+    }
+    folders
+}
+
+/// Lines, counted from 1, whose path goes on behind a `#`, with that path and the part of it before the `#`. It may be
+/// meant as a comment, or be a name with a `#` in it: who can look at the disk decides.
+pub fn possible_comments(text: &str) -> Vec<(usize, PathBuf, PathBuf)> {
+    let with_comment = |(at, line): (usize, &str)| {
+        let path = parse_folder_line(line)?.path;
+        let end = path.find(" #").or_else(|| path.find("\t#"))?;
+        let folder = PathBuf::from(path[..end].trim_end_matches([' ', '\t']));
+        Some((at + 1, PathBuf::from(path), folder))
+    };
+    without_mark(text).lines().enumerate().filter_map(with_comment).collect()
+}
+
+/// The text without the mark that some editors put in front of UTF-8.
+fn without_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
 /// None for comments and empty lines.
 fn parse_folder_line(line: &str) -> Option<FolderLine> {
-    let line = line.trim_end_matches([' ', '\t', '\r', '\n']);
+    let line = line.trim_matches([' ', '\t', '\r', '\n']);
     if line.is_empty() || line.starts_with('#') {
         return None;
     }
     let path_start = line.find(|mark| !matches!(mark, '*' | '<' | '>' | '~'))?;
     let (marks, rest) = line.split_at(path_start);
+    let rest = rest.trim_start_matches([' ', '\t']);
     let (path, limit) = split_limit(rest);
     Some(FolderLine {
         path: with_slash(path),
@@ -168,6 +192,19 @@ mod tests {
     fn comments_and_empty_lines_are_no_folders() {
         assert_eq!(parse_folders("# /mnt/x\n\n   \n/mnt/a\n/mnt/b\n").len(), 2);
         assert_eq!(parse_folders("*\n"), Vec::new());
+        assert_eq!(parse_folders("  # /mnt/x\n"), Vec::new());
+    }
+
+    #[test]
+    fn what_an_editor_or_a_hasty_hand_leaves_behind_is_no_part_of_a_path() {
+        let plain = [FolderLine::plain("/mnt/a")];
+        for text in ["  /mnt/a", "\t/mnt/a\t\r\n", "\u{feff}/mnt/a\r\n", "/mnt/a\n/mnt/a/\n"] {
+            assert_eq!(parse_folders(text), plain, "{text:?}");
+        }
+        assert_eq!(parse_folders("* /mnt/a\n"), [FolderLine { marked_for_removal: true, ..plain[0].clone() }]);
+        assert_eq!(parse_folders("/mnt/a\n*/mnt/a\n").len(), 2, "which of them is meant, nobody can know");
+        let comment = possible_comments("\n/mnt/a b\n/mnt/a \t# the old one\n#x\n");
+        assert_eq!(comment, [(3, PathBuf::from("/mnt/a \t# the old one/"), PathBuf::from("/mnt/a"))]);
     }
 
     #[test]

@@ -75,8 +75,8 @@ impl Store {
                     metaid = metaid.or(found);
                     opened.push((index, repairs));
                 }
-                Err(why) if settings.start_with_invalid_disks => tracing::error!("{}: not used: {why}", line.path),
-                Err(why) => return Err(FoldersUnusable(format!("{}: {why}", line.path))),
+                Err(why) if settings.start_with_invalid_disks => tracing::error!("{:?}: not used: {why}", line.path),
+                Err(why) => return Err(FoldersUnusable(format!("{:?}: {why}", line.path))),
             }
         }
         for (index, repairs) in opened {
