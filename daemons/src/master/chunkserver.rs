@@ -12,8 +12,8 @@ use wire::{
     AntoanConfigValue, AntoanGetConfig, AntoanGetVersion, AntoanNop, AntoanVersion, AntoanVersionWithId,
     CstomaChunkDamaged, CstomaChunkLost, CstomaChunkNew, CstomaCreate, CstomaCurrentLoad, CstomaDelete,
     CstomaDuplicate, CstomaDuptrunc, CstomaErrorOccurred, CstomaLabels, CstomaRegister, CstomaReplicate,
-    CstomaSetVersion, CstomaSpace, CstomaTruncate, Header, Ip4, MatoclFuseInvalidateChunkCache, MatocsMasterAck, Name,
-    Packet, RegisterBegin, Rest, Status, VersionWord, WireError,
+    CstomaSetVersion, CstomaSpace, CstomaTruncate, CstomaWriteFailed, Header, Ip4, MatoclFuseInvalidateChunkCache,
+    MatocsMasterAck, Name, Packet, RegisterBegin, Rest, Status, VersionWord, WireError,
 };
 
 use super::Shared;
@@ -161,6 +161,10 @@ fn report(core: &mut Core, server: ServerId, header: Header, payload: &[u8], now
             let packet = CstomaChunkDamaged::decode(payload).map_err(bad)?;
             warn!(chunks = packet.chunks.len(), "a chunkserver reports damaged chunks");
             chunks.report_damaged(server, &packet.chunks, table, now, effects);
+        }
+        CstomaWriteFailed::TYPE => {
+            let packet = CstomaWriteFailed::decode(payload).map_err(bad)?;
+            chunks.report_write_failed(server, &packet.chunks, table, now, effects);
         }
         CstomaChunkLost::TYPE => {
             let packet = CstomaChunkLost::decode(payload).map_err(bad)?;

@@ -16,6 +16,7 @@ pub(crate) enum ChunkError {
     /// Another operation holds it for too long, or the server has too much to do.
     Busy,
     Exists,
+    /// The disk is full, or its file system's quota is used up. What was there before is unharmed.
     NoSpace,
     /// An argument that no chunk could have.
     Invalid,
@@ -69,8 +70,28 @@ impl ChunkError {
 }
 
 impl From<io::Error> for ChunkError {
+    /// For operations that leave a chunk as it was when they fail. See `half_done` for the others.
     fn from(error: io::Error) -> ChunkError {
-        ChunkError::Disk(error)
+        const ENOMEM: i32 = 12;
+        const ENFILE: i32 = 23;
+        const EMFILE: i32 = 24;
+        match (error.kind(), error.raw_os_error()) {
+            (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, _) => ChunkError::NoSpace,
+            (_, Some(ENOMEM | ENFILE | EMFILE)) => ChunkError::Busy,
+            _ => ChunkError::Disk(error),
+        }
+    }
+}
+
+impl ChunkError {
+    /// The same failure of an operation that left the chunk neither as it was nor as it should be: a copy that is
+    /// damaged, also where nothing is wrong with the disk.
+    pub(crate) fn half_done(self) -> ChunkError {
+        match self {
+            ChunkError::NoSpace => ChunkError::Disk(io::ErrorKind::StorageFull.into()),
+            ChunkError::Busy => ChunkError::Disk(io::Error::other("the system refuses more open files or memory")),
+            other => other,
+        }
     }
 }
 

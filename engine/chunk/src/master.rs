@@ -269,6 +269,12 @@ impl Session {
                 Ok(None)
             }
             MatocsMasterAck::TYPE => self.acknowledged(decode(payload)?).await,
+            AntoanConfigValue::TYPE => {
+                let answer: AntoanConfigValue = decode(payload)?;
+                let knows = has_extension(answer.value.as_bytes(), WRITE_FAILED_EXTENSION);
+                self.server.store.core.shared.reports.set_knows_write_failed(knows);
+                Ok(None)
+            }
             _ => {
                 let order = Order::decode(kind, payload)?;
                 self.begin(order);
@@ -349,6 +355,8 @@ impl Session {
             self.state.set(State::Registered);
             self.say(CstomaRegister::End.encode()).await;
             tracing::info!("registered with the master, version {}", self.master_version.get());
+            let option = Name::new(EXTENSIONS_OPTION).expect("a short name");
+            self.say(AntoanGetConfig { msgid: 1, option }.encode()).await;
             store.report_torn();
             store.core.shared.reports.allow();
             return;

@@ -6,7 +6,9 @@ use std::sync::Mutex;
 use std::task::{Poll, Waker};
 
 use wire::types::ChunkReport;
-use wire::{ChunkId, CstomaChunkDamaged, CstomaChunkLost, CstomaChunkNew, CstomaErrorOccurred, Packet};
+use wire::{
+    ChunkId, CstomaChunkDamaged, CstomaChunkLost, CstomaChunkNew, CstomaErrorOccurred, CstomaWriteFailed, Packet,
+};
 
 use crate::cores::lock;
 
@@ -25,6 +27,9 @@ struct Waiting {
     new: BTreeSet<ChunkId>,
     changed: BTreeSet<ChunkId>,
     damaged: BTreeSet<ChunkId>,
+    /// Writes to these found no room; for a master that knows the extension.
+    write_failed: BTreeSet<ChunkId>,
+    knows_write_failed: bool,
     lost: BTreeSet<ChunkId>,
     errors: u32,
     listing_begun: bool,
@@ -37,6 +42,7 @@ impl Waiting {
     fn is_empty(&self) -> bool {
         self.errors == 0
             && self.damaged.is_empty()
+            && self.write_failed.is_empty()
             && self.lost.is_empty()
             && self.new.is_empty()
             && self.changed.is_empty()
@@ -59,6 +65,21 @@ impl Reports {
         self.note(|waiting| {
             waiting.damaged.insert(id);
         });
+    }
+
+    /// A write to this copy failed and left it as it was. A master that does not know the extension is not told: it knows
+    /// only copies that are damaged.
+    pub(crate) fn write_failed(&self, id: ChunkId) {
+        self.note(|waiting| {
+            if waiting.knows_write_failed {
+                waiting.write_failed.insert(id);
+            }
+        });
+    }
+
+    /// Whether the master of this connection knows the extension `write-failed`.
+    pub(crate) fn set_knows_write_failed(&self, knows: bool) {
+        lock(&self.waiting).knows_write_failed = knows;
     }
 
     pub(crate) fn lost(&self, id: ChunkId) {
@@ -112,12 +133,15 @@ impl Reports {
         let mut waiting = lock(&self.waiting);
         waiting.listing_begun = false;
         waiting.allowed = false;
+        waiting.knows_write_failed = false;
+        waiting.write_failed.clear();
     }
 
     /// The chunk is gone by the master's own will.
     pub(crate) fn forget(&self, id: ChunkId) {
         let mut waiting = lock(&self.waiting);
         waiting.damaged.remove(&id);
+        waiting.write_failed.remove(&id);
         waiting.new.remove(&id);
         waiting.changed.remove(&id);
     }
@@ -145,8 +169,10 @@ impl Reports {
     pub(crate) fn take_packets(&self, out: &mut Vec<Vec<u8>>, present: impl Fn(ChunkId) -> Option<u32>) {
         let mut waiting = {
             let mut waiting = lock(&self.waiting);
-            let (listing_begun, allowed, waker) = (waiting.listing_begun, waiting.allowed, waiting.waker.take());
-            std::mem::replace(&mut *waiting, Waiting { listing_begun, allowed, waker, ..Waiting::default() })
+            let Waiting { listing_begun, allowed, knows_write_failed, .. } = *waiting;
+            let waker = waiting.waker.take();
+            let rest = Waiting { listing_begun, allowed, knows_write_failed, waker, ..Waiting::default() };
+            std::mem::replace(&mut *waiting, rest)
         };
         waiting.lost.retain(|id| present(*id).is_none());
         for _ in 0..waiting.errors {
@@ -155,6 +181,9 @@ impl Reports {
         let damaged: Vec<ChunkId> = waiting.damaged.into_iter().collect();
         if !damaged.is_empty() {
             out.push(CstomaChunkDamaged { chunks: damaged }.encode());
+        }
+        if !waiting.write_failed.is_empty() {
+            out.push(CstomaWriteFailed { chunks: waiting.write_failed.into_iter().collect() }.encode());
         }
         let lost: Vec<ChunkId> = waiting.lost.into_iter().collect();
         out.extend(lost.chunks(CHUNKS_PER_REPORT).map(|chunks| CstomaChunkLost { chunks: chunks.to_vec() }.encode()));

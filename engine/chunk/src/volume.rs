@@ -82,6 +82,8 @@ pub(crate) struct SharedVolume {
     hangs: AtomicBool,
     /// A core has no log here, and can write nothing.
     lacks_log: AtomicBool,
+    /// A write found no room: its space is to be looked at with the next beat.
+    look_soon: AtomicBool,
     subfolders: Mutex<Subfolders>,
 }
 
@@ -330,6 +332,16 @@ impl SharedVolume {
         self.lacks_log.store(true, Ordering::Relaxed);
     }
 
+    /// A write found no room here. Returns whether that was known already.
+    pub(crate) fn look_soon(&self) -> bool {
+        self.look_soon.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether a write found no room since this was asked.
+    pub(crate) fn take_look_soon(&self) -> bool {
+        self.look_soon.swap(false, Ordering::Relaxed)
+    }
+
     pub(crate) fn last_error(&self) -> Option<DiskError> {
         lock(&self.errors).back().copied()
     }
@@ -542,6 +554,7 @@ pub(crate) async fn open_volume(
         errors: Mutex::default(),
         hangs: AtomicBool::new(false),
         lacks_log: AtomicBool::new(false),
+        look_soon: AtomicBool::new(false),
         subfolders: Mutex::new(Subfolders { files: [0; SUBFOLDERS], current: 0 }),
     };
     Ok(Opened { shared: Arc::new(shared), lock, index, metaid: found })

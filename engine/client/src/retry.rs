@@ -31,6 +31,10 @@ pub(crate) enum Failure {
     Broken,
 }
 
+/// The answer "no space" that ends an operation that may end. An application hears of a full cluster soon; but a server
+/// that was full may be left out meanwhile, and a chunk may go to another, which takes a moment.
+const NO_SPACE_TRIES: u32 = 4;
+
 /// Failures of one operation so far, reset by success.
 #[derive(Clone, Debug)]
 pub(crate) struct Tries {
@@ -39,6 +43,8 @@ pub(crate) struct Tries {
     count: u32,
     /// Answers "locked" in a row, up to 7.
     locked: u32,
+    /// Answers "no space".
+    no_space: u32,
     max: Option<u32>,
     /// An operation that has failed for so long fails for good; zero: only the tries count.
     limit: Duration,
@@ -54,6 +60,7 @@ impl Tries {
             direction,
             count: 0,
             locked: 0,
+            no_space: 0,
             max: tries_max(settings),
             limit: Duration::from_secs(u64::from(settings.timeout_secs)),
             failing_since: None,
@@ -70,6 +77,7 @@ impl Tries {
     pub(crate) fn succeeded(&mut self) {
         self.count = 0;
         self.locked = 0;
+        self.no_space = 0;
         self.failing_since = None;
     }
 
@@ -87,6 +95,11 @@ impl Tries {
                     3..=6 => 100,
                     _ => 500,
                 }))
+            }
+            Failure::Master(Status::NOSPACE) | Failure::Server(Status::NOSPACE) => {
+                self.no_space = (self.no_space + 1).min(NO_SPACE_TRIES);
+                let has_tried = self.max.is_some() && self.no_space == NO_SPACE_TRIES;
+                if self.error_on_no_space || has_tried { Err(Errno::ENOSPC) } else { self.counted(failure).map(pause) }
             }
             Failure::Master(status) => {
                 if let Some(errno) = self.hopeless(status) {
@@ -119,7 +132,6 @@ impl Tries {
             Status::QUOTA => Some(Errno::EDQUOT),
             Status::IO => Some(Errno::EIO),
             Status::EROFS if self.direction == Direction::Write => Some(Errno::EROFS),
-            Status::NOSPACE if self.error_on_no_space => Some(Errno::ENOSPC),
             Status::CHUNKLOST if self.error_on_lost_chunk => Some(Errno::ENXIO),
             _ => None,
         }
@@ -217,9 +229,21 @@ mod tests {
     fn the_thirtieth_failure_is_the_last() {
         let mut tries = tries(Direction::Write);
         for _ in 0..29 {
-            tries.failed(Failure::Master(Status::NOSPACE)).unwrap();
+            tries.failed(Failure::Master(Status::NOCHUNKSERVERS)).unwrap();
         }
-        assert_eq!(tries.failed(Failure::Master(Status::NOSPACE)), Err(Errno::ENOSPC));
+        assert_eq!(tries.failed(Failure::Master(Status::NOCHUNKSERVERS)), Err(Errno::ENOSPC));
+    }
+
+    #[test]
+    fn a_full_cluster_is_told_after_a_few_tries_whoever_says_so() {
+        let mut tries = tries(Direction::Write);
+        let full = [Failure::Server(Status::NOSPACE), Failure::Master(Status::NOSPACE)];
+        for failure in full.into_iter().cycle().take(3) {
+            tries.failed(failure).unwrap();
+        }
+        assert_eq!(tries.failed(full[0]), Err(Errno::ENOSPC));
+        tries.succeeded();
+        assert!(tries.failed(full[0]).is_ok(), "it goes on when there is room");
     }
 
     #[test]

@@ -53,6 +53,9 @@ impl Epoch {
     }
 }
 
+/// Name of the extension "this master knows copies to which a write failed, and that are as good as before".
+pub const WRITE_FAILED_EXTENSION: &str = "write-failed";
+
 /// Name of the extension "this master knows times to the nanosecond, before 1970 and after 2106".
 pub const TIMES_EXTENSION: &str = "times";
 
@@ -105,6 +108,9 @@ packets! {
 
     /// `epoch`: the server's when the sync ended. Only if it is the same as before a write does OK speak of that write.
     CstoclSyncEpoch = 10006 { chunkid: ChunkId, version: Version, status: Status, epoch: u64 }
+
+    /// A chunkserver to its master: writes to its copies of these chunks found no room. They hold what they held before.
+    CstomaWriteFailed = 10030 { chunks: Vec<ChunkId> }
 
     /// WRITE_CHUNK_END after a session that failed: some of its packets may still be on their way to a server, so the
     /// master raises the version before anybody writes again.

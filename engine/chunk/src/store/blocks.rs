@@ -235,8 +235,10 @@ impl Store {
         assert_eq!(data.range(), 0..part.size_bytes as usize, "data and part agree");
         let volume = chunk.volume();
         let result = self.write_part_in_turn(chunk, version, turn, part, sum, data).await;
-        if let (Err(error), Some(volume)) = (&result, volume) {
-            self.note_fault(chunk.id, &volume, error);
+        match (&result, volume) {
+            (Err(ChunkError::NoSpace), Some(volume)) => self.note_no_space(chunk.id, &volume),
+            (Err(error), Some(volume)) => self.note_fault(chunk.id, &volume, error),
+            _ => {}
         }
         result
     }
@@ -282,6 +284,10 @@ impl Store {
             }
             false => self.log_and_write(chunk, &view, part, new_sum, data.clone(), region).await,
         };
+        let written = match written {
+            Err(ChunkError::NoSpace) => Err(self.after_no_space(&view, part.block).await),
+            other => other,
+        };
         chunk.end_write(ticket, written.is_ok().then_some((part.block, new_sum)));
         // In one step with the table: what was read meanwhile is not kept, what is there now is.
         self.cache.take(chunk.id, part.block, (view.place, new_sum));
@@ -323,6 +329,31 @@ impl Store {
             }
         }
         self.sync_if_asked(chunk, &view.file).await
+    }
+
+    /// A write into a block found no room. Gives `NoSpace` if the block is as it was before, and else why it is bad.
+    ///
+    /// A file system that overwrites in place needs room only where a file has a hole, which reads as zeros; what came in
+    /// there before the room ended is made zeros again. One that copies on write keeps the old content by itself.
+    async fn after_no_space(&self, view: &View, block: BlockIndex) -> ChunkError {
+        let old_sum = if view.exists { view.sum } else { Crc(EMPTY_BLOCK_CRC) };
+        let position = view.form.block_offset(block);
+        let mut scratch = self.scratch.take(&view.volume).await;
+        for try_zeros in [true, false] {
+            let (result, buffer) = view.file.read_at(scratch.take(), position).await;
+            scratch.put(buffer);
+            match result {
+                Ok(BLOCK) if sum_of(scratch.payload()) == old_sum => return ChunkError::NoSpace,
+                Ok(_) if try_zeros && old_sum.0 == EMPTY_BLOCK_CRC => {
+                    scratch.payload_mut().fill(0);
+                    let (_, buffer) = view.file.write_all_at(scratch.take(), position).await; // as far as it came
+                    scratch.put(buffer);
+                }
+                Ok(_) => return ChunkError::Sum,
+                Err(error) => return ChunkError::Disk(error),
+            }
+        }
+        ChunkError::Sum
     }
 
     /// Under the policy `synced`: as `flush`.
@@ -425,15 +456,23 @@ impl Store {
             self.write_table_held(chunk).await?;
         }
         let old_bytes = form.file_bytes(file_blocks);
-        let wanted = form.file_bytes(blocks_ahead(block));
-        let reached = match file.allocate(old_bytes, wanted - old_bytes).await {
-            Ok(()) => blocks_ahead(block),
-            Err(_) => {
-                // No room for that much, or a file system that cannot allocate: what this write needs, as a hole.
-                file.set_len(form.file_bytes(block.count_through())).await?;
-                block.count_through()
-            }
-        };
+        let allocate = async |blocks: u16| file.allocate(old_bytes, form.file_bytes(blocks) - old_bytes).await;
+        let mut reached = blocks_ahead(block);
+        let mut allocated = allocate(reached).await;
+        if is_full(&allocated) && reached > block.count_through() {
+            reached = block.count_through();
+            file.set_len(old_bytes).await?; // gives back what was allocated before the room ended
+            allocated = allocate(reached).await;
+        }
+        if is_full(&allocated) {
+            file.set_len(old_bytes).await?;
+            return Err(ChunkError::NoSpace);
+        }
+        if allocated.is_err() {
+            // A file system that cannot allocate: what this write needs, as a hole.
+            reached = block.count_through();
+            file.set_len(form.file_bytes(reached)).await?;
+        }
         if let Some(open) = chunk.state.borrow_mut().as_mut() {
             open.file_blocks = reached;
         }
@@ -473,7 +512,7 @@ impl Store {
         let (result, piece) = file.write_all_at(scratch.take().slice(0..TABLE_BYTES), position).await;
         scratch.put(piece.into_inner());
         volume.stats.header_write.add(TABLE_BYTES as u64, self.ring.now() - started);
-        let mut result = result.map_err(ChunkError::Disk);
+        let mut result = result.map_err(ChunkError::from);
         if result.is_ok() && self.settings.is_synced() {
             result = self.sync_file(chunk, &file).await;
         }
@@ -543,6 +582,11 @@ impl Chunk {
     pub(crate) fn version(&self) -> Option<Version> {
         self.state.borrow().as_ref().map(|open| open.place.version)
     }
+}
+
+fn is_full(result: &std::io::Result<()>) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    result.as_ref().is_err_and(|error| matches!(error.kind(), StorageFull | QuotaExceeded))
 }
 
 /// What the cache may hold after a write: the block that was written whole, or the old one with the part replaced, if

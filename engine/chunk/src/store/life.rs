@@ -72,6 +72,7 @@ impl Store {
             self.close_idle();
             if self.core.is_first() {
                 self.look_at_health().await;
+                self.look_where_room_is_short();
                 if beat.is_multiple_of(CHECKPOINT_BEATS) {
                     self.checkpoint_all();
                 }
@@ -108,6 +109,11 @@ impl Store {
     /// What this core has under way on each volume.
     fn loads(&self, now: Instant) -> Vec<Load> {
         self.volumes.borrow().iter().map(|volume| volume.health.load(now)).collect()
+    }
+
+    fn look_where_room_is_short(self: &Rc<Self>) {
+        let volumes = self.volumes.borrow().clone();
+        volumes.into_iter().filter(|volume| volume.take_look_soon()).for_each(|volume| self.look_at_space(volume));
     }
 
     pub(crate) fn look_at_all_space(self: &Rc<Self>) {

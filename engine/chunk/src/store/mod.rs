@@ -416,6 +416,14 @@ impl Store {
         result
     }
 
+    /// A write found no room. The master hears that this copy could not take it, and soon how little room there is.
+    fn note_no_space(&self, id: ChunkId, volume: &Volume) {
+        if !volume.look_soon() {
+            tracing::warn!("chunk {id}: no room on {}; the copy keeps what it has", volume.folder.display());
+        }
+        self.core.shared.reports.write_failed(id);
+    }
+
     /// Notes that a copy or a disk is bad: for the master, for the tools, and against the disk.
     fn note_fault(&self, id: ChunkId, volume: &Volume, error: &ChunkError) {
         if !error.is_damage() {

@@ -158,7 +158,8 @@ impl Store {
             let file = chunk.state.borrow().as_ref().map(|open| open.file.clone()).ok_or(ChunkError::NoChunk)?;
             self.flush_with_log(chunk, &file, &volume).await
         };
-        cut.await.inspect_err(|error| self.note_fault(chunk.id, &volume, error))
+        // It has the new version and not the new length.
+        cut.await.map_err(ChunkError::half_done).inspect_err(|error| self.note_fault(chunk.id, &volume, error))
     }
 
     /// The content and sum of the block inside which a cut to `length_bytes` lies; None if it lies between blocks, or
@@ -292,7 +293,7 @@ impl Store {
         let new_path = volume.chunk_path(place.subfolder, chunk.id, new);
         chunk.name_is_durable.set(false);
         self.ring.rename(&old_path, &new_path).await?;
-        let made = self.make_name_true(chunk, new, &new_path).await;
+        let made = self.make_name_true(chunk, new, &new_path).await.map_err(ChunkError::half_done);
         if made.is_err() && self.ring.rename(&new_path, &old_path).await.is_ok() {
             return made; // a header that says otherwise is put right when the file is next opened
         }
@@ -413,6 +414,11 @@ impl Store {
 
     /// Notes that a chunk could not be made, against its disk.
     pub(super) fn note_not_made(&self, new: &NewFile, error: &ChunkError) {
+        if matches!(error, ChunkError::NoSpace) {
+            new.volume.look_soon();
+            tracing::warn!("chunk {}: no room for it on {}", new.chunk.id, new.volume.folder.display());
+            return;
+        }
         tracing::error!("chunk {} cannot be made on {}: {error}", new.chunk.id, new.volume.folder.display());
         self.core.shared.reports.disk_error();
         if new.volume.note_error(new.chunk.id, error.is_hard(), &self.ring, &self.settings.get()) {

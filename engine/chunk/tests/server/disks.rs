@@ -56,7 +56,7 @@ fn a_disk_with_too_many_errors_is_given_up_and_its_chunks_are_lost() {
 #[test]
 fn a_full_disk_refuses_writes_and_keeps_what_it_has() {
     for io_mode in [IoMode::Direct, IoMode::Buffered] {
-        let (world, bed, running, mut master) = world_with_chunks(io_mode);
+        let (world, bed, running, master) = world_with_chunks(io_mode);
         let server = world.node(bed.nodes[1].ip);
         let control = world.node(bed.nodes[0].ip);
         for subfolder in 0..=255 {
@@ -64,15 +64,15 @@ fn a_full_disk_refuses_writes_and_keeps_what_it_has() {
             world.break_disk(server, &folder, DiskFault::Full);
         }
         let in_it = bed.clone();
-        let mut client = world
+        let (mut client, mut master) = world
             .run(control, |_| async move {
-                let mut client = in_it.client(1).await;
-                assert_eq!(client.open_write(1, 1, &[]).await, Status::OK);
-                client.send_piece(1, 1, 5, 0, &[1; 65_536]).await;
-                assert_eq!(client.status().await, (1, Status::IO));
-                let damaged: CstomaChunkDamaged = master.report().await;
-                assert_eq!(damaged.chunks, [ChunkId(1)]);
-                client
+                for (block, size) in [(5, 65_536), (5, 100), (0, 65_536), (0, 100)] {
+                    let mut client = in_it.client(1).await;
+                    assert_eq!(client.open_write(1, 1, &[]).await, Status::OK);
+                    client.send_piece(1, 1, block, 0, &vec![1; size]).await;
+                    assert_eq!(client.status().await, (1, Status::NOSPACE), "{size} bytes of block {block}");
+                }
+                (in_it.client(1).await, master)
             })
             .expect("the server answers");
         world.mend_disk(server);
@@ -81,6 +81,11 @@ fn a_full_disk_refuses_writes_and_keeps_what_it_has() {
                 assert!(client.read_ok(id, 1, 0, 100_000).await == noise(id, 100_000));
             }
             assert_eq!(client.read_ok(1, 1, 5 * 65_536, 65_536).await, [0; 65_536]);
+            client.write(1, 1, &[], 5 * 65_536, &[7; 65_536]).await;
+            assert_eq!(client.read_ok(1, 1, 5 * 65_536, 65_536).await, [7; 65_536]);
+            assert_eq!(master.set_version(1, 2, 1).await, Status::OK);
+            let damaged = master.others.iter().any(|(kind, _)| *kind == CstomaChunkDamaged::TYPE);
+            assert!(!damaged, "a write that found no room spoiled nothing");
             running.stop().await;
         });
     }

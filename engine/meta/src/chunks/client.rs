@@ -20,7 +20,8 @@ impl Chunks {
     /// May this chunk be written now? Spec 41, 4.2 and 4.3.
     ///
     /// `shared`: more than one file slot refers to it. `continues`: the writer holds the lock (CONTINUEOP).
-    /// Errors: NOCHUNK; LOCKED, CHUNKBUSY (park and try again); EAGAIN; CHUNKLOST, CSNOTPRESENT.
+    /// Errors: NOCHUNK; LOCKED, CHUNKBUSY (park and try again); EAGAIN; CHUNKLOST, CSNOTPRESENT; NOSPACE if the last write
+    /// found no room on any copy.
     pub fn before_write(
         &mut self,
         chunk: ChunkId,
@@ -55,6 +56,9 @@ impl Chunks {
         // The last writer never said that it had ended: some of its packets may still be on their way.
         let is_abandoned = record.write_in_progress && !continues;
         let operation = shared || record.needs_version_increase || is_abandoned || !facts.is_settled();
+        if self.take_full(chunk) {
+            return Err(Status::NOSPACE);
+        }
         Ok(if operation { WriteStep::Operation } else { WriteStep::Grant })
     }
 

@@ -313,6 +313,8 @@ pub struct Chunks {
     unsettled: BTreeMap<ChunkId, u32>,
     /// Copies of deleted chunks that servers still reported.
     doomed: VecDeque<(ServerId, ChunkId)>,
+    /// Copies to which a write found no room; see `report_write_failed`.
+    full: BTreeSet<(ChunkId, ServerId)>,
     /// Lost servers whose copies are being removed, with the position of the walk.
     departing: Vec<Departing>,
     /// Departures of servers that announced their restart and are not back: number -> their csid.
@@ -357,6 +359,7 @@ impl Chunks {
             rescues: rescue::Rescues::new(),
             unsettled: BTreeMap::new(),
             doomed: VecDeque::new(),
+            full: BTreeSet::new(),
             departing: Vec::new(),
             departures: BTreeMap::new(),
             last_departure: 0,

@@ -64,6 +64,7 @@ impl Chunks {
             }
         }
         self.doomed.retain(|&(other, _)| other != server);
+        self.full.retain(|&(_, other)| other != server);
         let quarantined: Vec<_> = self.quarantine.keys().filter(|key| key.1 == server).copied().collect();
         for key in quarantined {
             self.quarantine.remove(&key);
@@ -197,6 +198,52 @@ impl Chunks {
             }
             self.copy_went(chunk, server, was, table, now, effects);
         }
+    }
+
+    /// Writes to these copies found no room; they hold what they held before.
+    ///
+    /// If another copy may take the write, the chunk goes on without this one, which is made anew where there is room.
+    /// Otherwise all copies stay as they are, and the next writer is told that there is no space.
+    pub fn report_write_failed(
+        &mut self,
+        server: ServerId,
+        chunks: &[ChunkId],
+        table: &impl Table,
+        now: u32,
+        effects: &mut Effects,
+    ) {
+        for &chunk in chunks {
+            let Some(record) = self.records.get_mut(&chunk) else { continue };
+            let Some(was) = record.copy(server).filter(|state| state.kind == CopyKind::Valid) else { continue };
+            if !self.servers.contains(server) || table.facts(chunk).is_none() {
+                continue;
+            }
+            self.full.insert((chunk, server));
+            let has_room =
+                |id: ServerId| self.servers.get(id).is_some_and(|other| other.space.used < other.space.total);
+            let takes_it = |copy: &super::copies::Copy| {
+                copy.state.kind == CopyKind::Valid
+                    && !self.full.contains(&(chunk, copy.server))
+                    && has_room(copy.server)
+            };
+            if record.copies.iter().any(takes_it) {
+                self.full.remove(&(chunk, server));
+                record.set(server, was.with(CopyKind::Invalid));
+                self.copy_went(chunk, server, Some(was), table, now, effects);
+            }
+        }
+    }
+
+    /// Whether a write found no room on any usable copy of this chunk since this was asked: told to one writer, so that
+    /// the next one tries again.
+    pub(super) fn take_full(&mut self, chunk: ChunkId) -> bool {
+        let Some(record) = self.records.get(&chunk) else { return false };
+        let mut usable = record.copies.iter().filter(|copy| copy.state.is_usable()).peekable();
+        let is_full = usable.peek().is_some() && usable.all(|copy| self.full.contains(&(chunk, copy.server)));
+        if is_full {
+            self.full.retain(|(other, _)| *other != chunk);
+        }
+        is_full
     }
 
     /// These copies are gone.

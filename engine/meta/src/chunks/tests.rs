@@ -595,3 +595,30 @@ fn a_replication_that_is_not_answered_is_given_up() {
     scene.chunks.answer_replicate(ServerId(1), CHUNK, Version(5), Status::OK, &scene.table, later, &mut scene.effects);
     assert_ne!(scene.picture(2), "VV", "a late answer is not trusted");
 }
+
+#[test]
+fn a_copy_that_found_no_room_is_left_out_if_another_takes_the_write_and_kept_if_none_does() {
+    // room by the servers' own word, whose writes failed -> the copies; are the next two writers refused?
+    let check = |rooms: [bool; 2], failed: &[u16], picture: &str, refused: [bool; 2]| {
+        let mut scene = Scene::new(2, 5, 2);
+        for (number, has_room) in (0..).zip(rooms) {
+            scene.report(number, 5);
+            let server = scene.chunks.servers_mut().get_mut(ServerId(number)).unwrap();
+            server.space.used = if has_room { 0 } else { server.space.total };
+        }
+        for number in failed {
+            let Scene { table, chunks, effects } = &mut scene;
+            chunks.report_write_failed(ServerId(*number), &[CHUNK], table, NOW, effects);
+        }
+        assert_eq!(scene.picture(2), picture, "{rooms:?} {failed:?}");
+        for refused in refused {
+            let step = scene.chunks.before_write(CHUNK, false, false, &scene.table, NOW);
+            assert_eq!(step == Err(Status::NOSPACE), refused, "{rooms:?} {failed:?}: {step:?}");
+        }
+    };
+    check([true, true], &[0], "XV", [false, false]);
+    check([true, false], &[1], "VX", [false, false]);
+    check([true, false], &[0], "VV", [false, false]);
+    check([false, false], &[0, 1], "VV", [true, false]);
+    check([true, true], &[0, 1], "XV", [true, false]);
+}
