@@ -22,6 +22,10 @@ use crate::settings::Settings;
 use crate::store::balance::Moving;
 
 const CONNECT_MAX: Duration = Duration::from_secs(1);
+/// How long the orders of a lost connection may hold up the next registration; longer than an operation waits for a
+/// chunk that another one holds.
+const ORDERS_WAIT: Duration = Duration::from_secs(30);
+const ORDERS_LOOK: Duration = Duration::from_millis(5);
 const NOP_AFTER: Duration = Duration::from_secs(1);
 const SEND_MAX: Duration = Duration::from_secs(10);
 /// Silence of the master that ends a session, until its acknowledgement says otherwise. Spec 40, 10.
@@ -75,6 +79,7 @@ pub(crate) async fn life(server: Rc<Server>) {
         };
         server.master_address.set((Ip4(0), 0));
         server.store.core.shared.reports.end_listing();
+        wait_for_orders(&server).await;
         match end {
             SessionEnd::Stopped => return,
             SessionEnd::ForeignMaster { ours, masters } => tracing::error!(
@@ -93,6 +98,20 @@ pub(crate) async fn life(server: Rc<Server>) {
         if nap_or_stop(&server, server.settings.get().master_reconnection_delay).await {
             return;
         }
+    }
+}
+
+/// Waits for orders of the connection that ended: what they change must be in the list that the next registration sends,
+/// or the master would know a chunk by a version that it no longer has. A disk that hangs is waited for only so long:
+/// its chunks are of no use meanwhile, but those of the others are.
+async fn wait_for_orders(server: &Server) {
+    let until = server.ring.now() + ORDERS_WAIT;
+    while server.orders.get() > 0 && !server.stopping.get() {
+        if server.ring.now() >= until {
+            tracing::error!("{} orders of the lost connection have not ended yet", server.orders.get());
+            return;
+        }
+        server.ring.sleep(ORDERS_LOOK).await;
     }
 }
 
@@ -465,9 +484,11 @@ impl Session {
     fn begin(&self, order: Order) {
         let server = self.server.clone();
         let outgoing = self.outgoing.clone();
+        server.orders.set(server.orders.get() + 1);
         self.server.ring.spawn(async move {
             let owner = server.core.owner(order.chunk());
             let answer = server.core.ask(owner, |server| async move { order.carry_out(&server).await }).await;
+            server.orders.set(server.orders.get() - 1);
             let _ = outgoing.send(answer).await; // a lost connection discards answers. Spec 40, 10
         });
     }

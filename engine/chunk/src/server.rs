@@ -179,6 +179,8 @@ pub(crate) struct Server {
     pub(crate) identity: Cell<Identity>,
     /// Where we are registered; zeros when we are not.
     pub(crate) master_address: Cell<(Ip4, u16)>,
+    /// Orders of masters that are being carried out.
+    pub(crate) orders: Cell<u32>,
     pub(crate) stop: Notify,
     /// Wakes who must look whether a reload concerns it; their number tells.
     pub(crate) reloaded: Notify,
@@ -231,6 +233,7 @@ impl Server {
             stopping: Cell::new(false),
             ended: Cell::new(false),
             identity: Cell::default(),
+            orders: Cell::new(0),
             master_address: Cell::new((Ip4(0), 0)),
             stop: Notify::new(),
             reloaded: Notify::new(),

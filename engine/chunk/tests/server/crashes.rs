@@ -422,3 +422,36 @@ fn cut_short(io_mode: IoMode, killed: bool, kept_blocks: u64) {
     });
     assert!(after.is_some(), "{name}");
 }
+
+#[test]
+fn what_a_lost_connection_ordered_is_in_the_list_of_the_next_one() {
+    let world = World::new(9, Settings::default());
+    let bed = sim_bed(&world, IoMode::Direct);
+    let (server, control) = (world.node(bed.nodes[1].ip), world.node(bed.nodes[0].ip));
+    let in_it = bed.clone();
+    let begun = world.run(control, |_| async move {
+        let listener = Master::listen(&in_it.nodes[0]);
+        let running = in_it.start(1).await;
+        let mut master = Master::accept(&in_it.nodes[0].ring, &listener).await;
+        assert_eq!(master.create(1, 1).await, Status::OK);
+        (listener, running, master)
+    });
+    let (listener, running, mut master) = begun.unwrap();
+    world.break_disk(server, &bed.nodes[1].hdd(), ring::sim::DiskFault::Slow(Duration::from_millis(500)));
+    let in_it = bed.clone();
+    let ended = world.run(control, |_| async move {
+        let order = wire::MatocsSetVersion {
+            chunkid: wire::ChunkId(1),
+            newversion: wire::Version(2),
+            oldversion: wire::Version(1),
+        };
+        master.send(order).await;
+        in_it.sleep(Duration::from_millis(100)).await;
+        drop(master);
+        let master = Master::accept(&in_it.nodes[0].ring, &listener).await;
+        let versions: Vec<u32> = master.listed.iter().map(|report| report.version).collect();
+        assert_eq!(versions, [2], "the list waits for the order");
+        running.stop().await;
+    });
+    assert!(ended.is_some());
+}
