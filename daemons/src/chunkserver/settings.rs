@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, ToSocketAddrs};
 use std::time::Duration;
 
 use chunk::folders::{parse_folders, parse_labels, possible_comments};
-use chunk::settings::{Durability, IoMode, Settings};
+use chunk::settings::{Durability, IoMode, Settings, Tickets};
 
 use crate::config::{self, Config};
 
@@ -48,6 +48,7 @@ pub fn from_config(config: &Config) -> Result<Settings, String> {
         },
         master_reconnection_delay: seconds("MASTER_RECONNECTION_DELAY", 5, 1..=u32::MAX),
         auth_code: config.optional("AUTH_CODE").map(|code| code.as_bytes().to_vec()),
+        tickets: tickets(config)?,
         labels: parse_labels(&config.text("LABELS", "")),
         chunks_per_register_packet: config.number::<u32>("CHUNKS_PER_REGISTER_PACKET", 10_000, 1000..=100_000) as usize,
         jobs_max: config.number("WORKERS_MAX", 250, 1..=100_000),
@@ -121,6 +122,19 @@ fn durability(config: &Config) -> Result<Durability, String> {
         "synced" => Ok(Durability::Synced),
         other => Err(format!("DURABILITY = {other}: must be written or synced")),
     }
+}
+
+fn tickets(config: &Config) -> Result<Tickets, String> {
+    let tickets = match config.text("TICKETS", "off").as_str() {
+        "off" => Tickets::Off,
+        "send" => Tickets::Send,
+        "require" => Tickets::Require,
+        other => return Err(format!("TICKETS = {other}: must be off, send or require")),
+    };
+    if tickets != Tickets::Off && config.optional("AUTH_CODE").is_none() {
+        return Err("TICKETS are signed with AUTH_CODE, which is not set: set it here and at the master".to_owned());
+    }
+    Ok(tickets)
 }
 
 /// None for `*`.

@@ -410,7 +410,7 @@ where
         match listener.accept().await {
             Ok(stream) if !port.serves(&master, &stream) => {
                 let (peer, option) = (stream.peer(), port.allowed.map_or("", |(option, _)| option));
-                if let Some(count) = refusals.count(master.ring.wall_micros() / 1_000_000) {
+                if let Some(count) = refusals.count(u64::from(master.ring.wall_seconds())) {
                     warn!(%peer, count, "a stranger on the port for {}: {option} does not list this address", port.name);
                 }
                 stream.shutdown();

@@ -8,7 +8,7 @@ use ring::{BufferedReader, IoBufExt, Ring};
 use wire::limits::{BLOCK_BYTES, BLOCKS_PER_CHUNK, HEADER_BYTES, READ_DATA_HEAD_BYTES};
 use wire::{
     AntocsGetChunkBlocks, ChunkId, CltocsRead, CstoanChunkBlocks, CstoclReadData, CstoclReadStatus, Header, Packet,
-    Status, Version,
+    Status, Version, ticket_rights,
 };
 
 use crate::cores::lock;
@@ -73,7 +73,9 @@ async fn copy(
         return Ok(());
     }
     let size = u32::from(blocks) * BLOCK_BYTES;
-    talk.say(CltocsRead { with_proto: false, chunkid: id, version, offset: 0, size }.encode()).await?;
+    let mut request = store.settings.own_ticket(id, ticket_rights::READ, store.ring.wall_seconds());
+    request.extend(CltocsRead { with_proto: false, chunkid: id, version, offset: 0, size }.encode());
+    talk.say(request).await?;
     let mut buffer = store.ring.wait_buffer().await;
     for number in 0..blocks {
         store.wait_for_replication().await;

@@ -26,7 +26,7 @@ use crate::store::Store;
 /// What MODULE_INFO says we are. Spec 10, 2.
 pub(crate) const MODULE_CHUNKSERVER: u8 = 2;
 /// What we speak beyond the protocol of 3.0.117, as told to peers that ask for `MOORING_EXTENSIONS`.
-const EXTENSIONS: &[u8] = wire::SYNC_EXTENSION.as_bytes();
+const EXTENSIONS: [&str; 2] = [wire::SYNC_EXTENSION, wire::TICKETS_EXTENSION];
 /// The file in which the master's names for us and for the file system are kept. Spec 40, 4.
 const IDENTITY_FILE: &str = "chunkserverid.mfs";
 /// Sessions are told apart by the servers behind them, up to this number, when buffers are short.
@@ -172,6 +172,8 @@ pub(crate) struct Server {
     pub(crate) ahead_crew: Crew<AheadJob>,
     pub(crate) write_crew: Crew<WriteJob>,
     pub(crate) connections: RefCell<Connections>,
+    /// Requests without a ticket, where one is required.
+    pub(crate) refusals: wire::Refusals,
     pub(crate) stopping: Cell<bool>,
     /// This core is to end. Not the first, which ends with the server.
     pub(crate) ended: Cell<bool>,
@@ -230,6 +232,7 @@ impl Server {
             ahead_crew: Crew::new(ring, AheadJob::run),
             write_crew: Crew::new(ring, WriteJob::run),
             connections: RefCell::default(),
+            refusals: wire::Refusals::default(),
             stopping: Cell::new(false),
             ended: Cell::new(false),
             identity: Cell::default(),
@@ -274,9 +277,9 @@ impl Server {
     /// told on this machine only.
     pub(crate) fn config_value(&self, option: &[u8], peer: SocketAddr) -> Name {
         let settings = self.settings.get();
-        let epoch = self.core.epoch().to_value();
+        let (epoch, extensions) = (self.core.epoch().to_value(), EXTENSIONS.join(" "));
         let value = match option {
-            wire::any::EXTENSIONS_OPTION => EXTENSIONS,
+            wire::any::EXTENSIONS_OPTION => extensions.as_bytes(),
             wire::EPOCH_OPTION => epoch.as_bytes(),
             b"AUTH_CODE" => settings.auth_code.as_ref().map_or(&b""[..], |_| b"[DEFINED]"),
             _ => {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use wire::AddressList;
+use wire::{AddressList, ChunkId, Packet, TicketKey};
 
 use crate::folders::FolderLine;
 
@@ -32,6 +32,17 @@ pub enum Durability {
     Synced,
 }
 
+/// What is done with tickets. They need an AUTH_CODE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tickets {
+    /// Whoever reaches the data port is served, as MooseFS does.
+    Off,
+    /// Other servers are shown tickets, so that they may require them. All must be Mooring's.
+    Send,
+    /// Besides, a request without a ticket is refused.
+    Require,
+}
+
 /// Everything a chunkserver must know. See `Settings::new` for the defaults.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -52,6 +63,7 @@ pub struct Settings {
     pub master_timeout_sec: u16,
     pub master_reconnection_delay: Duration,
     pub auth_code: Option<Vec<u8>>,
+    pub tickets: Tickets,
     /// Bit n is label 'A' + n.
     pub labels: u32,
     pub chunks_per_register_packet: usize,
@@ -87,6 +99,9 @@ pub struct Settings {
     /// What the configuration file says, for peers that ask.
     pub options: BTreeMap<String, String>,
 }
+
+/// Seconds for which a ticket holds that a server signs for itself: it is shown at once.
+const OWN_TICKET_SECONDS: u32 = 60;
 
 /// Buffers of a chunkserver's ring that are not for the cache: a bound of what is under way.
 const IO_BUFFERS: usize = 512;
@@ -154,6 +169,7 @@ impl Settings {
             master_timeout_sec: 0,
             master_reconnection_delay: Duration::from_secs(5),
             auth_code: None,
+            tickets: Tickets::Off,
             labels: 0,
             chunks_per_register_packet: 10_000,
             jobs_max: 250,
@@ -182,16 +198,32 @@ impl Settings {
 /// Settings that a reload may replace while the server runs. Take them anew for each use.
 pub(crate) struct LiveSettings {
     now: RefCell<Rc<Settings>>,
+    ticket_key: RefCell<Option<Rc<TicketKey>>>,
     synced: bool,
 }
 
 impl LiveSettings {
     pub(crate) fn new(settings: Settings) -> LiveSettings {
-        LiveSettings { synced: settings.durability == Durability::Synced, now: RefCell::new(Rc::new(settings)) }
+        LiveSettings {
+            synced: settings.durability == Durability::Synced,
+            ticket_key: RefCell::new(ticket_key(&settings)),
+            now: RefCell::new(Rc::new(settings)),
+        }
     }
 
     pub(crate) fn get(&self) -> Rc<Settings> {
         self.now.borrow().clone()
+    }
+
+    /// What tickets are signed with, unless they are off.
+    pub(crate) fn ticket_key(&self) -> Option<Rc<TicketKey>> {
+        self.ticket_key.borrow().clone()
+    }
+
+    /// What another server is sent before a request of ours about this chunk: a ticket, or nothing. `now`: Unix seconds.
+    pub(crate) fn own_ticket(&self, chunk: ChunkId, rights: u8, now: u32) -> Vec<u8> {
+        let sign = |key: Rc<TicketKey>| key.sign(chunk, rights, now.saturating_add(OWN_TICKET_SECONDS)).encode();
+        self.ticket_key().map_or_else(Vec::new, sign)
     }
 
     /// What a start decides once and for all.
@@ -211,9 +243,15 @@ impl LiveSettings {
         keep(&mut new.block_cache_mib, &old.block_cache_mib, "BLOCK_CACHE_MIB", &mut kept);
         keep(&mut new.file_mode, &old.file_mode, "FILE_UMASK", &mut kept);
         new.folder_mode = old.folder_mode;
+        *self.ticket_key.borrow_mut() = ticket_key(&new);
         *self.now.borrow_mut() = Rc::new(new);
         (old, kept)
     }
+}
+
+fn ticket_key(settings: &Settings) -> Option<Rc<TicketKey>> {
+    let code = settings.auth_code.as_ref().filter(|_| settings.tickets != Tickets::Off)?;
+    Some(Rc::new(TicketKey::new(code)))
 }
 
 fn keep<T: PartialEq + Clone>(new: &mut T, old: &T, name: &'static str, kept: &mut Vec<&'static str>) {

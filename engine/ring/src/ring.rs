@@ -149,6 +149,11 @@ impl Ring {
         self.core.now()
     }
 
+    /// Seconds since 1970, for times that the protocol has in 32 bits.
+    pub fn wall_seconds(&self) -> u32 {
+        u32::try_from(self.wall_micros() / 1_000_000).unwrap_or(u32::MAX)
+    }
+
     /// Now, in microseconds of Unix time.
     pub fn wall_micros(&self) -> u64 {
         self.wall_nanos() / 1000

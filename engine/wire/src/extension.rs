@@ -53,9 +53,10 @@ impl Epoch {
     }
 }
 
+/// Name of the extension "this chunkserver takes tickets", or "this master gives them out".
+pub const TICKETS_EXTENSION: &str = "tickets";
 /// Name of the extension "this master knows copies to which a write failed, and that are as good as before".
 pub const WRITE_FAILED_EXTENSION: &str = "write-failed";
-
 /// Name of the extension "this master knows times to the nanosecond, before 1970 and after 2106".
 pub const TIMES_EXTENSION: &str = "times";
 
@@ -135,6 +136,10 @@ packets! {
     /// Lines of text. If `next` is not 0 there is more: from that slot, or that unknown chunk, on. A refusal is a status
     /// behind the message id, as for other requests of clients.
     MatoclWhy = 10004 { msgid: u32, next: u64, text: Rest }
+
+    /// Shown to a chunkserver, on its data port, before a READ or WRITE of this chunk. Not answered: what it does not
+    /// allow is refused with EACCES. `rights`: see `ticket_rights`; `expires`: Unix seconds. See `ticket`.
+    CltocsTicket = 10080 { chunkid: ChunkId, rights: u8, expires: u32, proof: [u8; 16] }
 }
 
 records! {

@@ -19,6 +19,7 @@ pub mod metalogger;
 pub mod registry;
 pub mod session;
 mod status;
+pub mod ticket;
 pub mod time;
 pub mod types;
 
@@ -41,5 +42,6 @@ pub use metalogger::{
     MatoanDownloadInfo, MatoanDownloadMissing, MatoanMetachangesLog,
 };
 pub use session::*;
+pub use ticket::{TicketKey, ticket_rights};
 pub use time::Time;
 pub use types::*;

@@ -9,6 +9,7 @@ mod ahead;
 pub(crate) mod peers;
 pub(crate) mod questions;
 mod read;
+mod tickets;
 mod window;
 mod write;
 
@@ -27,8 +28,8 @@ use futures_util::future::{Either, select};
 use ring::{BufferedReader, DetachedStream, Gather, Instant, IoBuf, Listener, Stream};
 use wire::limits::{DATA_PORT_BYTES_MAX, HEADER_BYTES};
 use wire::{
-    ChunkId, CltocsRead, CltocsWrite, CltocsWriteData, CltocsWriteFinish, CstoclReadStatus, CstoclWriteStatus, Header,
-    Ip4, Packet, Refusals, Status, Version, WireError,
+    ChunkId, CltocsRead, CltocsTicket, CltocsWrite, CltocsWriteData, CltocsWriteFinish, CstoclReadStatus,
+    CstoclWriteStatus, Header, Ip4, Packet, Refusals, Status, Version, WireError, ticket_rights,
 };
 
 use crate::cores::Shared;
@@ -36,6 +37,7 @@ use crate::error::ChunkError;
 use crate::server::Server;
 use crate::store::Chunk;
 use ahead::ReadAhead;
+use tickets::Admission;
 use window::{BlockResult, Window};
 
 /// A NOP is sent after so long without sending. Spec 20, 2.1.
@@ -148,6 +150,7 @@ struct HandedOver {
     buffered: Vec<u8>,
     request: Request,
     last_sent: Instant,
+    admission: Admission,
     counted: Counted,
 }
 
@@ -160,7 +163,7 @@ pub(crate) async fn accept_loop(server: Rc<Server>, listener: Listener) {
         }
         match listener.accept().await {
             Ok(stream) if !serves(&server, stream.peer()) => {
-                if let Some(count) = refusals.count(server.ring.wall_micros() / 1_000_000) {
+                if let Some(count) = refusals.count(u64::from(server.ring.wall_seconds())) {
                     let peer = stream.peer();
                     tracing::warn!(%peer, count, "a stranger on the data port: CSSERV_ALLOW does not list this address");
                 }
@@ -225,11 +228,12 @@ fn take_over(server: &Rc<Server>, handed: HandedOver) {
     if server.stopping.get() {
         return;
     }
-    let HandedOver { stream, buffered, request, last_sent, counted } = handed;
+    let HandedOver { stream, buffered, request, last_sent, admission, counted } = handed;
     match server.ring.attach(stream) {
         Ok(stream) => {
             let reader = BufferedReader::with_buffered(stream.clone(), READER_BYTES, &buffered);
-            let connection = Connection::new(server.clone(), stream, reader, last_sent);
+            let mut connection = Connection::new(server.clone(), stream, reader, last_sent);
+            connection.admission = admission;
             begin_connection(server, connection, Some(request), counted);
         }
         Err(error) => tracing::warn!("a connection is lost between two cores: {error}"),
@@ -244,6 +248,8 @@ pub(crate) struct Connection {
     reader: BufferedReader,
     last_received: Instant,
     last_sent: Instant,
+    /// What the last ticket allows.
+    admission: Admission,
     /// Blocks on their way from disk to the peer.
     window: Rc<Window<BlockResult>>,
     ahead: ReadAhead,
@@ -261,6 +267,7 @@ impl Connection {
             stream,
             last_received: server.ring.now(),
             last_sent,
+            admission: Admission::default(),
             window: Rc::default(),
             ahead: ReadAhead::default(),
             gather: None,
@@ -289,6 +296,10 @@ impl Connection {
             0..=2 => self.skip(header.length).await?,
             CltocsRead::TYPE => return Ok(Some(Request::Read(self.control(header).await?))),
             CltocsWrite::TYPE => return Ok(Some(Request::Write(self.control(header).await?))),
+            CltocsTicket::TYPE => {
+                let ticket = self.control(header).await?;
+                self.take_ticket(&ticket);
+            }
             CltocsWriteData::TYPE | CltocsWriteFinish::TYPE => {
                 return Err(Hangup::OutOfPlace("a write packet without a write session"));
             }
@@ -300,6 +311,12 @@ impl Connection {
     async fn serve_request(&mut self, request: Request) -> Result<(), Hangup> {
         let counters = &self.server.store.counters;
         match request {
+            Request::Read(request) if !self.may(request.chunkid, ticket_rights::READ) => {
+                self.send(read_status(&request, Status::EACCES).encode()).await?;
+            }
+            Request::Write(request) if !self.may(request.chunkid, ticket_rights::WRITE) => {
+                self.send(write_status(request.chunkid, 0, Status::EACCES).encode()).await?;
+            }
             Request::Read(request) => {
                 counters.reads.add(1);
                 self.read(request).await?;
@@ -316,13 +333,13 @@ impl Connection {
     /// Gives the connection to the owner of the chunk, with what was received behind the request. Gives the reason if
     /// that cannot be.
     fn hand_over(self, request: Request, counted: Counted) -> Option<Hangup> {
-        let Connection { server, stream, reader, last_sent, .. } = self;
+        let Connection { server, stream, reader, last_sent, admission, .. } = self;
         drop(stream); // the reader has the other handle
         let broken = || Some(Hangup::Io(io::Error::other("it is in use and cannot go to another core")));
         let Some((stream, buffered)) = reader.into_parts() else { return broken() };
         let Ok(stream) = stream.detach() else { return broken() };
         let owner = server.core.owner(request.chunk());
-        let handed = HandedOver { stream, buffered, request, last_sent, counted };
+        let handed = HandedOver { stream, buffered, request, last_sent, admission, counted };
         server.core.tell(owner, move |server| take_over(server, handed));
         None
     }

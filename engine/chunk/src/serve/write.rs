@@ -22,7 +22,10 @@ use futures_util::{FutureExt, select_biased};
 use ring::local::{Notify, Receiver, Sender, channel};
 use ring::{BufferedReader, Gather, IoBuf, IoBufExt, SharedBlock, Stream};
 use wire::limits::{BLOCK_BYTES, BLOCKS_PER_CHUNK, HEADER_BYTES, WRITE_DATA_HEAD_BYTES};
-use wire::{ChunkId, CltocsWrite, CltocsWriteData, CltocsWriteFinish, Crc, CstoclWriteStatus, Header, Packet, Status};
+use wire::{
+    ChunkId, CltocsWrite, CltocsWriteData, CltocsWriteFinish, Crc, CstoclWriteStatus, Header, Packet, Status,
+    ticket_rights,
+};
 
 use super::peers::address_of;
 use super::{BUSY_NOP_AFTER, Connection, Hangup, NOP, SEND_MAX, SILENCE_MAX, write_status};
@@ -123,7 +126,8 @@ impl Connection {
         };
         let mut next = None;
         if let [first, rest @ ..] = request.chain.as_slice() {
-            let opening = CltocsWrite { chain: rest.to_vec(), ..request.clone() }.encode();
+            let mut opening = server.settings.own_ticket(id, ticket_rights::WRITE, server.ring.wall_seconds());
+            opening.extend(CltocsWrite { chain: rest.to_vec(), ..request.clone() }.encode());
             let connecting = server.peers.connect(address_of(first), &opening);
             next = self.working(request.with_proto, connecting).await?;
             if next.is_none() {

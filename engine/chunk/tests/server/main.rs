@@ -12,5 +12,6 @@ mod port;
 mod registration;
 mod support;
 mod syncing;
+mod tickets;
 mod volumes;
 mod writes;
