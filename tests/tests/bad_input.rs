@@ -12,6 +12,7 @@ use mooring_tests::namespace::{MASTER, chunkserver_address};
 use mooring_tests::need::{Need, Role, effective, have};
 use mooring_tests::tree::Random;
 use mooring_tests::wait::{comes_true, wait_until};
+use wire::{ChunkId, CltocsRead, CstoclReadStatus, Packet, Status, TicketKey, Version, ticket_rights};
 
 const NEEDS: &[Need] = &[Need::Root, Need::Fuse, Need::Mooring];
 
@@ -120,6 +121,31 @@ fn a_chunkserver_with_a_wrong_auth_code_is_refused_until_it_has_the_right_one() 
     cluster.unmount_all();
     let mount = cluster.mount(Kind::Mooring); // waits for the space of both
     still_serves(&mut cluster, &mount, "both again");
+}
+
+#[test]
+fn with_tickets_our_programs_work_and_a_stranger_gets_no_chunk() {
+    if !have("with_tickets_our_programs_work_and_a_stranger_gets_no_chunk", NEEDS) {
+        return;
+    }
+    let mut layout = Layout::ours(2);
+    layout.master_extra = "AUTH_CODE = rightcode\nTICKETS = send\n".into();
+    layout.chunkserver_extra = "AUTH_CODE = rightcode\nTICKETS = require\n".into();
+    let mut cluster = Cluster::start("tickets", layout);
+    let mount = cluster.mount(Kind::Mooring);
+    still_serves(&mut cluster, &mount, "with tickets");
+    let chunkid = ChunkId(1);
+    let ask = CltocsRead { with_proto: false, chunkid, version: Version(1), offset: 0, size: 5 }.encode();
+    let refused = CstoclReadStatus { chunkid, status: Status::EACCES }.encode();
+    let key = TicketKey::new(b"rightcode");
+    let ticket = key.sign(chunkid, ticket_rights::READ, u32::MAX).encode();
+    let address = SocketAddrV4::new(chunkserver_address(0), CSSERV_PORT);
+    let answer = |cluster: &Cluster, bytes: &[u8]| cluster.exchange(address, bytes, Duration::from_secs(2)).bytes;
+    let told = answer(&cluster, &ask); // and NOPs
+    assert!(told.starts_with(&refused), "a stranger who knows the chunk's number and version: {told:?}");
+    let shown = answer(&cluster, &[ticket, ask].concat());
+    assert!(!shown.starts_with(&refused) && !shown.is_empty(), "with a ticket it is read: {shown:?}");
+    still_serves(&mut cluster, &mount, "with tickets, too");
 }
 
 #[test]

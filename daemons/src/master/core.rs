@@ -467,8 +467,13 @@ impl Core {
 }
 
 /// Names of our extensions to the protocol that this master serves, separated by blanks.
-const EXTENSIONS: [&str; 4] =
-    [wire::TIMES_EXTENSION, wire::WHY_EXTENSION, wire::UNCLEAN_END_EXTENSION, wire::WRITE_FAILED_EXTENSION];
+const EXTENSIONS: [&str; 5] = [
+    wire::TICKETS_EXTENSION,
+    wire::TIMES_EXTENSION,
+    wire::UNCLEAN_END_EXTENSION,
+    wire::WHY_EXTENSION,
+    wire::WRITE_FAILED_EXTENSION,
+];
 
 fn work_of(command: Command) -> Work {
     match command {

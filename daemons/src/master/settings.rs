@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use meta::Policy;
 use meta::chunks;
 use tracing::warn;
-use wire::{AddressList, MetaId};
+use wire::{AddressList, MetaId, TicketKey};
 
 use super::heavy_load::Limits as HeavyLoadLimits;
 use crate::config::{self, Config};
@@ -51,6 +51,8 @@ pub struct Settings {
     pub chunkserver_timeout_seconds: u16,
     /// AUTH_CODE.
     pub auth_code: Option<Vec<u8>>,
+    /// What tickets for chunks are signed with, if they are given out. TICKETS, AUTH_CODE.
+    pub ticket_key: Option<TicketKey>,
     /// RESERVE_SPACE.
     pub reserve: Reserve,
     /// CS_MAINTENANCE_MODE_TIMEOUT, CS_TEMP_MAINTENANCE_MODE_TIMEOUT; 0 = no end.
@@ -101,6 +103,7 @@ impl Default for Settings {
             journal_remembered_seconds: 1800,
             chunkserver_timeout_seconds: 10,
             auth_code: None,
+            ticket_key: None,
             reserve: Reserve::Bytes(0),
             maintenance_seconds: 0,
             temporary_maintenance_seconds: 1800,
@@ -163,6 +166,7 @@ impl Settings {
             journal_remembered_seconds: config.number("CHANGELOG_PRESERVE_SECONDS", 1800u32, 0..=15000),
             chunkserver_timeout_seconds: config.number("MATOCS_TIMEOUT", 10u16, 10..=65535),
             auth_code: config.optional("AUTH_CODE").map(|code| code.as_bytes().to_vec()),
+            ticket_key: ticket_key(config)?,
             reserve: reserve(&config.text("RESERVE_SPACE", "0")),
             maintenance_seconds: config.number("CS_MAINTENANCE_MODE_TIMEOUT", 0u32, 0..=u32::MAX),
             temporary_maintenance_seconds: config.number("CS_TEMP_MAINTENANCE_MODE_TIMEOUT", 1800u32, 0..=u32::MAX),
@@ -210,6 +214,17 @@ impl Settings {
             options: config.values().iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
             ..defaults
         })
+    }
+}
+
+fn ticket_key(config: &Config) -> Result<Option<TicketKey>, String> {
+    match (config.text("TICKETS", "off").as_str(), config.optional("AUTH_CODE")) {
+        ("off", _) => Ok(None),
+        ("send", Some(code)) => Ok(Some(TicketKey::new(code.as_bytes()))),
+        ("send", None) => {
+            Err("TICKETS are signed with AUTH_CODE, which is not set: set it here and at each chunkserver".to_owned())
+        }
+        (other, _) => Err(format!("TICKETS = {other}: must be off or send")),
     }
 }
 

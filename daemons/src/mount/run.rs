@@ -357,6 +357,7 @@ mod tests {
             disables: 0,
             long_times: false,
             unclean_ends: false,
+            tickets: false,
         }
     }
 

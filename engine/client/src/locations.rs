@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::rc::Rc;
 
-use wire::{ChunkId, Inode, Location, Version, VersionWord};
+use wire::{ChunkId, CltocsTicket, GivenTicket, Inode, Location, Version, VersionWord};
 
 /// Entries kept: 64 bytes or so each.
 const ENTRIES_MAX: usize = 200_000;
@@ -40,11 +40,19 @@ pub(crate) struct ChunkLocation {
     pub(crate) chunkid: ChunkId,
     pub(crate) version: Version,
     pub(crate) servers: Rc<[Server]>,
+    /// What is shown to servers before the chunk is read or written, if the master gives tickets out.
+    pub(crate) ticket: Option<CltocsTicket>,
 }
 
 impl ChunkLocation {
-    pub(crate) fn new(chunkid: ChunkId, version: Version, locations: &[Location]) -> ChunkLocation {
-        ChunkLocation { chunkid, version, servers: locations.iter().map(Server::from).collect() }
+    pub(crate) fn new(
+        chunkid: ChunkId,
+        version: Version,
+        locations: &[Location],
+        ticket: GivenTicket,
+    ) -> ChunkLocation {
+        let servers = locations.iter().map(Server::from).collect();
+        ChunkLocation { chunkid, version, servers, ticket: ticket.for_chunk(chunkid) }
     }
 
     pub(crate) fn is_hole(&self) -> bool {
@@ -109,7 +117,7 @@ mod tests {
 
     fn location(chunkid: u64, version: u32) -> ChunkLocation {
         let server = Server { ip: Ipv4Addr::LOCALHOST, port: 9422, version: VersionWord::OURS, labels: 0 };
-        ChunkLocation { chunkid: ChunkId(chunkid), version: Version(version), servers: [server].into() }
+        ChunkLocation { chunkid: ChunkId(chunkid), version: Version(version), servers: [server].into(), ticket: None }
     }
 
     #[test]

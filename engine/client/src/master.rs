@@ -20,7 +20,7 @@ use ring::{BufferedReader, Instant, Stream};
 use wire::{
     AmtimeEntryLong, ClientNop, CltomaFuseTimeSync, Field, Header, Inode, Input, MatoclFuseChunkHasChanged,
     MatoclFuseFlengHasChanged, MatoclFuseInvalidateChunkCache, MatoclFuseTimeSyncWithId, Packet, Time, WireError,
-    ask_for_long_times, decode_numbered_answer, for_stock_master, without_unclean_end,
+    ask_for_long_times, ask_for_ticket, decode_numbered_answer, for_stock_master, without_unclean_end,
 };
 
 use crate::client::Inner;
@@ -154,6 +154,11 @@ impl Master {
         self.state.borrow().links
     }
 
+    /// Does the master of the present or last session give out tickets for chunks?
+    fn gives_tickets(&self) -> bool {
+        self.state.borrow().session.as_ref().is_some_and(|session| session.tickets)
+    }
+
     /// Now by the master's clock, as the master keeps times.
     pub(crate) fn clock(&self, ring: &ring::Ring) -> Time {
         let ours = i64::try_from(ring.wall_nanos()).unwrap_or(i64::MAX);
@@ -260,10 +265,14 @@ impl Inner {
         request: impl FnOnce(u32) -> Q,
     ) -> Result<Result<A, wire::Status>, Errno> {
         let long_times = self.master.has_long_times();
+        let tickets = self.master.gives_tickets();
         let packet = |msgid| {
             let mut packet = request(msgid).encode();
             if long_times {
                 ask_for_long_times(&mut packet);
+            }
+            if tickets {
+                ask_for_ticket(&mut packet);
             }
             packet
         };
@@ -382,7 +391,7 @@ impl Inner {
     }
 
     fn link_is_up(&self, session: Session) {
-        let (long_times, unclean_ends) = (session.long_times, session.unclean_ends);
+        let (long_times, unclean_ends, tickets) = (session.long_times, session.unclean_ends, session.tickets);
         let is_new_session = {
             let mut state = self.master.state.borrow_mut();
             let now = self.ring.now();
@@ -405,7 +414,7 @@ impl Inner {
         }
         let mut state = self.master.state.borrow_mut();
         // Some may have been made for another master.
-        let form = |packet: &Rc<Vec<u8>>| match (long_times, unclean_ends) {
+        let form = |packet: &Rc<Vec<u8>>| match (long_times && tickets, unclean_ends) {
             (true, true) => packet.clone(),
             (true, false) => Rc::new(without_unclean_end(packet)),
             (false, _) => Rc::new(for_stock_master(packet)),

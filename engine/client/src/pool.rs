@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::{Either, select};
 use ring::{BufferedReader, Instant, Ring, Stream};
-use wire::{AntoanNop, Header, Packet};
+use wire::{AntoanNop, CltocsTicket, Header, Packet};
 
 use crate::locations::Server;
 use crate::preference::Preference;
@@ -40,6 +40,8 @@ pub(crate) struct Connection {
     pub(crate) reader: BufferedReader,
     /// It has been parked: the server may have hung up meanwhile.
     pub(crate) is_used: bool,
+    /// The ticket that was shown last.
+    shown: Option<CltocsTicket>,
 }
 
 #[derive(Default)]
@@ -150,7 +152,7 @@ impl Pool {
             .await
             .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
         let reader = BufferedReader::new(stream.clone(), READER_BYTES);
-        Ok(Connection { address, stream, reader, is_used: false })
+        Ok(Connection { address, stream, reader, is_used: false, shown: None })
     }
 
     /// Parks a connection between two requests.
@@ -247,6 +249,17 @@ fn is_quiet(connection: &mut Connection) -> bool {
 }
 
 impl Connection {
+    /// A request about a chunk, with its ticket in front unless that was shown just before.
+    pub(crate) fn with_ticket(&mut self, ticket: Option<&CltocsTicket>, request: Vec<u8>) -> Vec<u8> {
+        if ticket.is_none() || self.shown.as_ref() == ticket {
+            return request;
+        }
+        self.shown = ticket.cloned();
+        let mut packets = ticket.map(CltocsTicket::encode).unwrap_or_default();
+        packets.extend(request);
+        packets
+    }
+
     pub(crate) async fn send_nop(&self) -> std::io::Result<()> {
         self.stream.send_all(AntoanNop {}.encode()).await.0
     }

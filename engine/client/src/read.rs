@@ -263,7 +263,7 @@ impl Inner {
                 Ok(answer) => answer,
                 Err(status) => return Ok(Err(status)),
             };
-            let location = ChunkLocation::new(answer.chunkid, answer.version, &answer.locations);
+            let location = ChunkLocation::new(answer.chunkid, answer.version, &answer.locations, answer.ticket);
             // A notice that came meanwhile may be newer than this answer, or older: ask again.
             tries_left -= 1;
             if notices == file.notices.get() {
@@ -348,7 +348,8 @@ impl Inner {
         let size = in_chunk(segment.end - segment.position());
         let with_proto = server.version.at_least(PROTO_SINCE.0, PROTO_SINCE.1, PROTO_SINCE.2);
         let request = CltocsRead { with_proto, chunkid: location.chunkid, version: location.version, offset, size };
-        if connection.stream.send_all(request.encode()).await.0.is_err() {
+        let request = connection.with_ticket(location.ticket.as_ref(), request.encode());
+        if connection.stream.send_all(request).await.0.is_err() {
             return Err(failed(Failure::Broken, has_answered));
         }
         loop {

@@ -11,8 +11,8 @@ use ring::{BufferedReader, Ring, Stream};
 use wire::{
     AntoanConfigValue, AntoanGetConfig, AntoclModuleInfo, CltoanModuleInfo, CltomaFuseRegister, EXTENSIONS_OPTION,
     Header, MatoclFuseChunkHasChanged, MatoclFuseInvalidateChunkCache, MatoclFuseRegister, MetaId, Name, NewSession,
-    Packet, Passcode, SessionLimits, SessionText, Status, TIMES_EXTENSION, UNCLEAN_END_EXTENSION, VersionWord,
-    has_extension,
+    Packet, Passcode, SessionLimits, SessionText, Status, TICKETS_EXTENSION, TIMES_EXTENSION, UNCLEAN_END_EXTENSION,
+    VersionWord, has_extension,
 };
 
 use crate::{Session, Settings};
@@ -72,14 +72,13 @@ pub(crate) async fn register(
             CltomaFuseRegister::Reconnect { sessionid: old.id, version: VersionWord::OURS, metaid: Some(old.metaid) };
         match shake.ask(&request).await? {
             MatoclFuseRegister::Reconnected { status: Status::OK, version } => {
-                let Extensions { long_times, unclean_ends } = shake.extensions(settings).await?;
-                let session =
-                    Session { master, local, master_version: version, long_times, unclean_ends, ..old.clone() };
+                let mut session = Session { master, local, master_version: version, ..old.clone() };
+                shake.ask_extensions(settings, &mut session).await?;
                 return Ok(Registered::Session(Box::new((stream, shake.reader, session))));
             }
             MatoclFuseRegister::Status(Status::OK) => {
-                let Extensions { long_times, unclean_ends } = shake.extensions(settings).await?;
-                let session = Session { master, local, long_times, unclean_ends, ..old.clone() };
+                let mut session = Session { master, local, ..old.clone() };
+                shake.ask_extensions(settings, &mut session).await?;
                 return Ok(Registered::Session(Box::new((stream, shake.reader, session))));
             }
             MatoclFuseRegister::Reconnected { status, .. } | MatoclFuseRegister::Status(status) => {
@@ -119,8 +118,7 @@ pub(crate) async fn register(
                 same_file_system(old.metaid, metaid)?;
             }
             let mut session = session_of(master, local, version, sessionid, metaid, &limits);
-            let Extensions { long_times, unclean_ends } = shake.extensions(settings).await?;
-            (session.long_times, session.unclean_ends) = (long_times, unclean_ends);
+            shake.ask_extensions(settings, &mut session).await?;
             Ok(Registered::Session(Box::new((stream, shake.reader, session))))
         }
         MatoclFuseRegister::MetaSession {
@@ -193,6 +191,7 @@ fn session_of(
         disables: limits.disables,
         long_times: false,
         unclean_ends: false,
+        tickets: false,
     }
 }
 
@@ -202,13 +201,6 @@ fn text(text: &str) -> SessionText {
     let mut bytes = bytes[..bytes.len().min(wire::limits::SESSION_TEXT_BYTES_MAX - 1)].to_vec();
     bytes.push(0);
     wire::Text(bytes)
-}
-
-/// What the master speaks beyond the protocol of MooseFS.
-#[derive(Default)]
-struct Extensions {
-    long_times: bool,
-    unclean_ends: bool,
 }
 
 struct Handshake<'a> {
@@ -224,16 +216,19 @@ impl Handshake<'_> {
     }
 
     /// Asked after each registration, since another master may have taken the place of the last one.
-    async fn extensions(&mut self, settings: &Settings) -> Result<Extensions, Refusal> {
+    async fn ask_extensions(&mut self, settings: &Settings, session: &mut Session) -> Result<(), Refusal> {
         if settings.meta {
-            return Ok(Extensions::default());
+            return Ok(());
         }
         let option = Name::new(EXTENSIONS_OPTION).expect("a short name");
         let question = AntoanGetConfig { msgid: 1, option };
         let payload = self.exchange(question.encode(), AntoanConfigValue::TYPE).await?;
         let answer = AntoanConfigValue::decode(&payload).map_err(|error| Refusal::Protocol(error.to_string()))?;
         let knows = |name| has_extension(answer.value.as_bytes(), name);
-        Ok(Extensions { long_times: knows(TIMES_EXTENSION), unclean_ends: knows(UNCLEAN_END_EXTENSION) })
+        session.long_times = knows(TIMES_EXTENSION);
+        session.unclean_ends = knows(UNCLEAN_END_EXTENSION);
+        session.tickets = knows(TICKETS_EXTENSION);
+        Ok(())
     }
 
     /// Whose file system this master serves; 0 if it does not know yet.

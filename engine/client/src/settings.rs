@@ -109,6 +109,8 @@ pub struct Session {
     pub long_times: bool,
     /// This master knows the extension `unclean-end`.
     pub unclean_ends: bool,
+    /// The master gives out tickets for chunks: see `wire::ticket`.
+    pub tickets: bool,
 }
 
 /// Bits of `Session::disables` that a mount looks at itself. Spec 30, 4.4.

@@ -190,7 +190,7 @@ impl Inner {
     async fn where_is(&self, inode: Inode, index: u32) -> Result<Result<ChunkLocation, Status>, Errno> {
         let answer: Result<MatoclFuseReadChunk, Status> =
             self.ask_status(|msgid| CltomaFuseReadChunk { msgid, inode, index, chunkopflags: Some(0) }).await?;
-        Ok(answer.map(|answer| ChunkLocation::new(answer.chunkid, answer.version, &answer.locations)))
+        Ok(answer.map(|answer| ChunkLocation::new(answer.chunkid, answer.version, &answer.locations, answer.ticket)))
     }
 
     /// A permission to write that is given back unused: the master raises the version if a copy is missing, so that the

@@ -336,7 +336,12 @@ mod tests {
             let ip = *address(*server).ip();
             Server { ip, port: 9422, version: VersionWord::OURS, labels: 0 }
         };
-        ChunkLocation { chunkid: ChunkId(7), version: Version(version), servers: servers.iter().map(server).collect() }
+        ChunkLocation {
+            chunkid: ChunkId(7),
+            version: Version(version),
+            servers: servers.iter().map(server).collect(),
+            ticket: None,
+        }
     }
 
     /// Writes to these servers, one after the other, each server in the epoch `OLD`.

@@ -489,7 +489,7 @@ impl Inner {
             .await
             .map_err(WriteFailure::Final)?;
         let grant = grant.map_err(|status| WriteFailure::Again(Failure::Master(status)))?;
-        let location = ChunkLocation::new(grant.chunkid, grant.version, &grant.locations);
+        let location = ChunkLocation::new(grant.chunkid, grant.version, &grant.locations, grant.ticket);
         let links = self.master.links();
         file.noticed();
         file.master_length.set(file.master_length.get().max(grant.length));
@@ -682,7 +682,8 @@ impl<'a> Session<'a> {
     async fn run_on(&self, mut connection: Connection, request: &[u8], with_proto: bool) -> Result<(), SessionEnd> {
         let broken = |_| SessionEnd::Failed(Failure::Broken);
         let stream = connection.stream.clone();
-        stream.send_all(request.to_vec()).await.0.map_err(broken)?;
+        let request = connection.with_ticket(self.location.ticket.as_ref(), request.to_vec());
+        stream.send_all(request).await.0.map_err(broken)?;
         {
             let sending = std::pin::pin!(self.send(&stream));
             let receiving = std::pin::pin!(self.receive(&mut connection));

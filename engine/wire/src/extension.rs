@@ -6,8 +6,8 @@
 use crate::codec::{HEADER_BYTES, Header, Input, Packet, WireError, packets, records};
 use crate::fs::{
     CltomaFuseCreate, CltomaFuseGetattr, CltomaFuseLink, CltomaFuseLookup, CltomaFuseMkdir, CltomaFuseMknod,
-    CltomaFuseOpen, CltomaFuseReaddir, CltomaFuseRename, CltomaFuseSetattr, CltomaFuseSymlink, CltomaFuseTruncate,
-    CltomaFuseWriteChunkEnd,
+    CltomaFuseOpen, CltomaFuseReadChunk, CltomaFuseReaddir, CltomaFuseRename, CltomaFuseSetattr, CltomaFuseSymlink,
+    CltomaFuseTruncate, CltomaFuseWriteChunk, CltomaFuseWriteChunkEnd,
 };
 use crate::session::{AmtimeEntry, CltomaFuseAmtimeInodes};
 use crate::time::Time;
@@ -84,6 +84,10 @@ const ANSWERED_WITH_TIMES: [u32; 12] = [
     CltomaFuseCreate::TYPE,
 ];
 
+/// Requests whose answer has a ticket in front of the file's length, behind the message id, if `LONG_TIMES` was added to
+/// their number.
+const ANSWERED_WITH_TICKETS: [u32; 2] = [CltomaFuseReadChunk::TYPE, CltomaFuseWriteChunk::TYPE];
+
 /// Name of the extension "this master says in words why a chunk is as it is".
 pub const WHY_EXTENSION: &str = "why";
 
@@ -155,7 +159,13 @@ pub fn has_extension(value: &[u8], name: &str) -> bool {
 /// A request's number without `LONG_TIMES`, and whether it had it.
 pub fn without_long_times(kind: u32) -> (u32, bool) {
     match kind.checked_sub(LONG_TIMES) {
-        Some(stock) if ANSWERED_WITH_TIMES.contains(&stock) || stock == CltomaFuseAmtimeInodes::TYPE => (stock, true),
+        Some(stock)
+            if ANSWERED_WITH_TIMES.contains(&stock)
+                || ANSWERED_WITH_TICKETS.contains(&stock)
+                || stock == CltomaFuseAmtimeInodes::TYPE =>
+        {
+            (stock, true)
+        }
         _ => (kind, false),
     }
 }
@@ -165,6 +175,15 @@ pub fn ask_for_long_times(packet: &mut [u8]) {
     let Some((head, _)) = packet.split_first_chunk_mut::<HEADER_BYTES>() else { return };
     let Header { kind, length } = Header::decode(head);
     if ANSWERED_WITH_TIMES.contains(&kind) && kind != CltomaFuseSetattr::TYPE {
+        *head = Header { kind: kind + LONG_TIMES, length }.encode();
+    }
+}
+
+/// Asks for a ticket, in a whole packet, if the answer to it can have one.
+pub fn ask_for_ticket(packet: &mut [u8]) {
+    let Some((head, _)) = packet.split_first_chunk_mut::<HEADER_BYTES>() else { return };
+    let Header { kind, length } = Header::decode(head);
+    if ANSWERED_WITH_TICKETS.contains(&kind) {
         *head = Header { kind: kind + LONG_TIMES, length }.encode();
     }
 }

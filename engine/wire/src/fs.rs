@@ -5,6 +5,7 @@
 
 use crate::codec::{Entry, Field, HEADER_BYTES, Header, Input, Packet, Seed, WireError, packets, records};
 use crate::limits::{PATH_BYTES_MAX, SYMLINK_BYTES_MAX, XATTR_BYTES_MAX};
+use crate::ticket::GivenTicket;
 use crate::types::{
     Attr, ChunkId, Gids, Inode, Ip4, Location, Name, NodeKind, Rest, Status, Text, Version, VersionWord,
 };
@@ -189,14 +190,14 @@ packets! {
     /// Spec 31, 31.8.
     CltomaFuseReadChunk = 432 { msgid: u32, inode: Inode, index: u32, chunkopflags: Option<u8> }
 
-    /// `protocolid` 2. Chunk id 0: a hole. Spec 31, 31.7.
-    MatoclFuseReadChunk = 433 { msgid: u32, protocolid: u8, length: u64, chunkid: ChunkId, version: Version, locations: Vec<Location> }
+    /// `protocolid` 2. Chunk id 0: a hole. `ticket`: nothing, but for who asked for it (`LONG_TIMES`). Spec 31, 31.7.
+    MatoclFuseReadChunk = 433 { msgid: u32, ticket: GivenTicket, protocolid: u8, length: u64, chunkid: ChunkId, version: Version, locations: Vec<Location> }
 
     /// Spec 31, 31.9.
     CltomaFuseWriteChunk = 434 { msgid: u32, inode: Inode, index: u32, chunkopflags: Option<u8> }
 
     /// As `MatoclFuseReadChunk`. Spec 31, 31.7.
-    MatoclFuseWriteChunk = 435 { msgid: u32, protocolid: u8, length: u64, chunkid: ChunkId, version: Version, locations: Vec<Location> }
+    MatoclFuseWriteChunk = 435 { msgid: u32, ticket: GivenTicket, protocolid: u8, length: u64, chunkid: ChunkId, version: Version, locations: Vec<Location> }
 
     /// 4.x clients append the region written, for masters from 4.40.0 on. Spec 31, 31.9.
     CltomaFuseWriteChunkEnd = 436 { msgid: u32, chunkid: ChunkId, inode: Inode, index: u32, length: u64, chunkopflags: u8, region: Option<u64> }

@@ -42,6 +42,6 @@ pub use metalogger::{
     MatoanDownloadInfo, MatoanDownloadMissing, MatoanMetachangesLog,
 };
 pub use session::*;
-pub use ticket::{TicketKey, ticket_rights};
+pub use ticket::{GivenTicket, TicketKey, ticket_rights};
 pub use time::Time;
 pub use types::*;

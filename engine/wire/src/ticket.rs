@@ -10,6 +10,7 @@
 //! a chunkserver that holds the key signs for itself what it passes down a chain or copies from another server. Versions
 //! are not signed; they are checked by the chunkserver as ever, and keep a writer out that was overtaken.
 
+use crate::codec::{Field, Input, Seed, WireError};
 use crate::extension::CltocsTicket;
 use crate::types::ChunkId;
 
@@ -17,6 +18,48 @@ use crate::types::ChunkId;
 pub mod ticket_rights {
     pub const READ: u8 = 1;
     pub const WRITE: u8 = 2;
+}
+
+/// A ticket in the master's answer about a chunk, which the answer names besides: what `CltocsTicket` has behind the
+/// chunk. Takes no bytes where none was asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GivenTicket(pub Option<(u8, u32, [u8; 16])>);
+
+impl GivenTicket {
+    pub fn new(ticket: &CltocsTicket) -> GivenTicket {
+        GivenTicket(Some((ticket.rights, ticket.expires, ticket.proof)))
+    }
+
+    /// As it is shown to a chunkserver. `None`: the master gives none out.
+    pub fn for_chunk(self, chunkid: ChunkId) -> Option<CltocsTicket> {
+        let (rights, expires, proof) = self.0.filter(|(rights, ..)| *rights != 0)?;
+        Some(CltocsTicket { chunkid, rights, expires, proof })
+    }
+}
+
+impl Field for GivenTicket {
+    fn put(&self, out: &mut Vec<u8>) {
+        if let Some((rights, expires, proof)) = self.0 {
+            rights.put(out);
+            expires.put(out);
+            proof.put(out);
+        }
+    }
+
+    fn take(input: &mut Input<'_>) -> Result<GivenTicket, WireError> {
+        if !input.has_long_times() {
+            return Ok(GivenTicket(None));
+        }
+        Ok(GivenTicket(Some((u8::take(input)?, u32::take(input)?, <[u8; 16]>::take(input)?))))
+    }
+
+    fn width(&self) -> usize {
+        self.0.map_or(0, |_| 21)
+    }
+
+    fn sample(_: &mut Seed) -> GivenTicket {
+        GivenTicket(None)
+    }
 }
 
 /// What master and chunkservers of a cluster share: made of AUTH_CODE.

@@ -17,9 +17,9 @@ use ring::local::{OneshotReceiver, oneshot};
 use tracing::warn;
 use wire::{
     ChunkId, CltomaFuseReadChunk, CltomaFuseTruncate, CltomaFuseWriteChunk, CltomaFuseWriteChunkEnd,
-    CltomaWriteUncleanEnd, Field, Inode, MatoclFuseChunkHasChanged, MatoclFuseFlengHasChanged, MatoclFuseWriteChunkEnd,
-    MatoclWriteUncleanEnd, Packet, Status, Time, Version, VersionWord, chunk_op_flags, encode_status, knows_open_flags,
-    truncate_flags,
+    CltomaWriteUncleanEnd, Field, GivenTicket, Inode, MatoclFuseChunkHasChanged, MatoclFuseFlengHasChanged,
+    MatoclFuseWriteChunkEnd, MatoclWriteUncleanEnd, Packet, Status, Time, Version, VersionWord, chunk_op_flags,
+    encode_status, knows_open_flags, ticket_rights, truncate_flags,
 };
 
 use super::{Request, Who, packet};
@@ -36,6 +36,9 @@ enum Wait {
     /// For chunkservers.
     Begun { grant: Grant, ended: OneshotReceiver<Status> },
 }
+
+/// How long a ticket for a chunk is good. A client whose ticket has ended asks again.
+const TICKET_SECONDS: u32 = 3600;
 
 /// What came of one attempt.
 pub(super) enum Attempt {
@@ -187,7 +190,8 @@ impl Patient for CltomaFuseReadChunk {
         };
         let Some(chunk) = slot.chunk else {
             core.cache.read(self.inode, who.session);
-            return Attempt::Answer(located(self, who, slot.length, ChunkId(0), Version(0), &[]));
+            let none = ticket(core, who, ChunkId(0), 0, now);
+            return Attempt::Answer(located(self, who, none, slot.length, ChunkId(0), Version(0), &[]));
         };
         if let Err(status) = core.chunks.before_read(chunk, &core.namespace, now) {
             return park_or_refuse(chunk, status);
@@ -195,7 +199,8 @@ impl Patient for CltomaFuseReadChunk {
         match core.chunks.locations(chunk, who.link.ip, &core.namespace, now) {
             Ok((version, locations)) => {
                 core.cache.read(self.inode, who.session);
-                Attempt::Answer(located(self, who, slot.length, chunk, version, &locations))
+                let ticket = ticket(core, who, chunk, ticket_rights::READ, now);
+                Attempt::Answer(located(self, who, ticket, slot.length, chunk, version, &locations))
             }
             Err(status) => Attempt::Refuse(status),
         }
@@ -210,10 +215,21 @@ impl Patient for CltomaFuseReadChunk {
     }
 }
 
+/// What a client that asks for a ticket gets: one that allows nothing if this master gives none out.
+fn ticket(core: &Core, who: &Who, chunk: ChunkId, rights: u8, now: u32) -> GivenTicket {
+    if !who.long_times {
+        return GivenTicket(None);
+    }
+    let expires = now.saturating_add(TICKET_SECONDS);
+    let signed = core.settings.ticket_key.as_ref().map(|key| GivenTicket::new(&key.sign(chunk, rights, expires)));
+    signed.unwrap_or(GivenTicket(Some((0, 0, [0; 16]))))
+}
+
 /// The answer to READ_CHUNK and WRITE_CHUNK, by the client's version. Spec 31, 31.7.
 fn located<P: Patient>(
     request: &P,
     who: &Who,
+    ticket: GivenTicket,
     length: u64,
     chunk: ChunkId,
     version: Version,
@@ -226,6 +242,7 @@ fn located<P: Patient>(
         () => 0,
     };
     packet(who.answer, request.msgid(), |out| {
+        ticket.put(out);
         if form > 0 {
             form.put(out);
         }
@@ -373,7 +390,8 @@ fn write_granted(
         region: None,
     };
     core.notify_openers(request.inode, who.id, &changed.encode());
-    Ok(located(request, who, length, grant.chunk, version, &locations))
+    let ticket = ticket(core, who, grant.chunk, ticket_rights::READ | ticket_rights::WRITE, now);
+    Ok(located(request, who, ticket, length, grant.chunk, version, &locations))
 }
 
 pub(super) fn write_chunk_end(request: &mut Request<'_>, packet: &CltomaFuseWriteChunkEnd) {

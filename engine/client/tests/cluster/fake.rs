@@ -496,8 +496,16 @@ impl Fake {
                 let length = file.length;
                 let chunk = file.chunks.get(&request.index).copied().unwrap_or(0);
                 let (version, locations) = state.locate(chunk);
-                MatoclFuseReadChunk { msgid, protocolid: 2, length, chunkid: ChunkId(chunk), version, locations }
-                    .encode()
+                MatoclFuseReadChunk {
+                    msgid,
+                    ticket: GivenTicket(None),
+                    protocolid: 2,
+                    length,
+                    chunkid: ChunkId(chunk),
+                    version,
+                    locations,
+                }
+                .encode()
             }
             CltomaFuseWriteChunk::TYPE => {
                 let request = CltomaFuseWriteChunk::decode(payload).unwrap();
@@ -513,8 +521,16 @@ impl Fake {
                 record.is_locked = true;
                 record.version += 1;
                 let (version, locations) = state.locate(chunk);
-                MatoclFuseWriteChunk { msgid, protocolid: 2, length, chunkid: ChunkId(chunk), version, locations }
-                    .encode()
+                MatoclFuseWriteChunk {
+                    msgid,
+                    ticket: GivenTicket(None),
+                    protocolid: 2,
+                    length,
+                    chunkid: ChunkId(chunk),
+                    version,
+                    locations,
+                }
+                .encode()
             }
             CltomaFuseWriteChunkEnd::TYPE => {
                 let request = CltomaFuseWriteChunkEnd::decode(payload).unwrap();
