@@ -282,7 +282,8 @@ impl Chunks {
         });
         let best = versions.max()?;
         let census = record.census();
-        let (as_many, all_known) = (census.wrong_version >= usize::from(facts.goal), self.all_data_known(now));
+        let agree = record.copies.iter().filter(|copy| copy.state.kind == CopyKind::WrongVersion(best)).count();
+        let (as_many, all_known) = (agree >= usize::from(facts.goal), self.all_data_known(now));
         let never_raised = self.unfinished.contains(&chunk) && census.invalid == 0;
         let safe = match best > facts.version {
             true => as_many || all_known,

@@ -309,8 +309,8 @@ pub struct Chunks {
     /// since: the change of version may never have reached a server.
     unfinished: BTreeSet<ChunkId>,
     rescues: rescue::Rescues,
-    /// Chunks with a change in doubt and a good copy, and since when (Unix seconds) they could be settled.
-    unsettled: BTreeMap<ChunkId, u32>,
+    /// Chunks with a change in doubt and a good copy.
+    unsettled: BTreeMap<ChunkId, settle::Waiting>,
     /// Copies of deleted chunks that servers still reported.
     doomed: VecDeque<(ServerId, ChunkId)>,
     /// Copies to which a write found no room; see `report_write_failed`.

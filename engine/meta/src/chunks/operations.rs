@@ -245,6 +245,10 @@ impl Chunks {
             (false, _) => {
                 let status = if record.only_no_space { Status::NOSPACE } else { Status::NOTDONE };
                 record.needs_version_increase = true;
+                if !facts.is_settled() {
+                    self.settle_later(chunk, now);
+                }
+                let Some(record) = self.records.get_mut(&chunk) else { return };
                 let census = record.census();
                 if census.usable() == 0 && census.invalid > 0 {
                     self.expect_rescue(chunk, now);

@@ -19,6 +19,8 @@ use super::{Chunks, Command, Effect, Effects, Facts, ServerId, Table};
 
 /// How long a change in doubt waits for more copies, in seconds.
 pub(super) const SETTLE_WAIT_SECONDS: u32 = 30;
+/// Between an attempt that no server carried out and the next one: each takes a version of its own.
+const SETTLE_AGAIN_SECONDS: u32 = 10;
 /// So many versions of a copy are asked for when a server has not the one that it should have; then it counts as damaged.
 const ASKED_MAX: u32 = 32;
 
@@ -31,6 +33,21 @@ pub(super) struct Changing {
     asked: Option<Version>,
     /// What to tell the server once its version is known.
     cut: Option<u32>,
+}
+
+/// A change in doubt that nobody ended yet. Unix seconds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Waiting {
+    /// A good copy is here since then.
+    since: u32,
+    /// The last attempt failed.
+    not_before: u32,
+}
+
+impl From<u32> for Waiting {
+    fn from(now: u32) -> Waiting {
+        Waiting { since: now, not_before: now }
+    }
 }
 
 /// What an answer means for a copy.
@@ -150,18 +167,23 @@ impl Chunks {
 
     /// When a change in doubt is settled without a writer (Unix seconds), if not yet.
     pub(super) fn settles_at(&self, chunk: ChunkId, facts: &Facts, record: &Record, now: u32) -> Option<u32> {
-        if record.census().good() >= usize::from(facts.goal) || self.all_data_known(now) {
-            return None;
-        }
-        let since = self.unsettled.get(&chunk).copied().unwrap_or(now);
-        Some(since.saturating_add(SETTLE_WAIT_SECONDS)).filter(|at| *at > now)
+        let Waiting { since, not_before } = self.unsettled.get(&chunk).copied().unwrap_or(Waiting::from(now));
+        let is_complete = record.census().good() >= usize::from(facts.goal) || self.all_data_known(now);
+        let at = if is_complete { not_before } else { not_before.max(since.saturating_add(SETTLE_WAIT_SECONDS)) };
+        Some(at).filter(|at| *at > now)
+    }
+
+    /// No server carried the change out.
+    pub(super) fn settle_later(&mut self, chunk: ChunkId, now: u32) {
+        let waiting = self.unsettled.entry(chunk).or_insert(Waiting::from(now));
+        waiting.not_before = now.saturating_add(SETTLE_AGAIN_SECONDS);
     }
 
     /// Notes since when a change in doubt could be settled.
     pub(super) fn note_unsettled(&mut self, chunk: ChunkId, facts: &Facts, now: u32) {
         let has_good = self.records.get(&chunk).is_some_and(|record| record.census().good() > 0);
         if !facts.is_settled() && has_good {
-            self.unsettled.entry(chunk).or_insert(now);
+            self.unsettled.entry(chunk).or_insert(Waiting::from(now));
         } else {
             self.unsettled.remove(&chunk);
         }

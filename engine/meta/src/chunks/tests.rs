@@ -249,6 +249,17 @@ fn a_change_in_doubt_is_ended_when_the_copies_are_here_or_after_a_while_and_neve
     scene.chunks.tick(&scene.table, later, Duration::from_millis(50), &mut scene.effects);
     assert_eq!(scene.sent(), [(0, set(5))]);
 
+    // What no server carries out is not tried again at once: each attempt takes a version.
+    let mut scene = in_doubt(1, 1);
+    scene.report(0, 5);
+    scene.tick();
+    scene.table.all.get_mut(&CHUNK).unwrap().version = Version(7);
+    scene.answer(0, Answered::SetVersion, Status::NOTDONE);
+    assert_eq!(scene.picture(1), "G");
+    assert_eq!(scene.tick(), []);
+    scene.chunks.tick(&scene.table, NOW + 60, Duration::from_millis(50), &mut scene.effects);
+    assert_eq!(scene.sent().len(), 1);
+
     // A cut that is owed goes with it.
     let mut scene = in_doubt(1, 1);
     scene.table.all.get_mut(&CHUNK).unwrap().cut = Some(100);
@@ -415,6 +426,8 @@ fn a_version_one_off_is_taken_only_when_it_cannot_be_older_than_what_was_acknowl
         assert_eq!(found, adopted, "{reports:?} {absent} {unfinished}");
     };
     check(&[6, 6], 1, false, Some(6));
+    check(&[6, 4], 1, false, None); // one is not two, whatever else is there
+    check(&[9, 9], 1, false, Some(9));
     check(&[6, 4], 0, false, Some(6));
     check(&[4, 4], 0, true, Some(4));
     check(&[4, 4], 0, false, None); // the present version was acknowledged: these are old bytes
