@@ -329,21 +329,25 @@ fn write_attempt(request: &CltomaFuseWriteChunk, core: &mut Core, who: &Who, now
     Ok(begun(core, who, grant))
 }
 
-/// A crash of the master between a new chunk's grant and its servers' answers leaves a slot with a chunk that exists
-/// nowhere: nobody was ever told that it may be written. It gives its place back to what was there. Only for chunks that
-/// the replayed journal showed as just begun, and when no server that could have it is missing.
+/// A slot may hold a chunk that exists nowhere, of which nothing can have been promised: it gives its place back to what
+/// was there. Either a crash of the master came between the grant of a new chunk and its servers' answers, so nobody was
+/// ever told that it may be written; the replayed journal shows that. Or no byte of the file lies in it: its length ends
+/// before, so no write to the chunk was ever ended, and the power of all its servers failed before it was synced. Only
+/// when no server that could have it is missing.
 fn drop_stillborn(core: &mut Core, who: &Who, inode: Inode, index: u32, now: u32) -> Result<(), Status> {
-    if core.newborn_chunks.is_empty() {
-        return Ok(());
-    }
     let slot = core.namespace.check_read(who.session, inode, index)?;
     let Some(chunk) = slot.chunk else { return Ok(()) };
-    let Some(&previous) = core.newborn_chunks.get(&chunk) else { return Ok(()) };
-    let is_first = core.namespace.chunk(chunk).is_some_and(|record| record.version == Version(1));
+    let newborn = core.newborn_chunks.get(&chunk).copied();
+    let is_behind_the_end = slot.length <= u64::from(index) * u64::from(wire::limits::CHUNK_BYTES);
+    if newborn.is_none() && !is_behind_the_end {
+        return Ok(());
+    }
+    let record = core.namespace.chunk(chunk);
+    let is_first = record.is_some_and(|record| record.version == Version(1) && !record.is_locked(now));
     if is_first && core.chunks.census(chunk).all() == 0 && core.chunks.all_data_known(now) {
-        warn!(%chunk, %inode, index, "a chunk whose creation the last master did not live to see is given up");
+        warn!(%chunk, %inode, index, "a new chunk that no server has, and in which nothing was promised, is given up");
         core.newborn_chunks.remove(&chunk);
-        let previous = previous.filter(|previous| core.namespace.chunk(*previous).is_some());
+        let previous = newborn.flatten().filter(|previous| core.namespace.chunk(*previous).is_some());
         core.namespace.set_file_chunk(core.time, inode, index, previous)?;
     }
     Ok(())
