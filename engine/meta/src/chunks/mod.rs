@@ -20,6 +20,8 @@ mod explain;
 pub mod identity;
 mod labels;
 mod operations;
+#[cfg(test)]
+mod outages;
 mod pace;
 mod planner;
 mod reports;
