@@ -342,8 +342,8 @@ fn drop_stillborn(core: &mut Core, who: &Who, inode: Inode, index: u32, now: u32
     if newborn.is_none() && !is_behind_the_end {
         return Ok(());
     }
-    let record = core.namespace.chunk(chunk);
-    let is_first = record.is_some_and(|record| record.version == Version(1) && !record.is_locked(now));
+    // Locked or not: who was told of it fails at every server, and asks again.
+    let is_first = core.namespace.chunk(chunk).is_some_and(|record| record.version == Version(1));
     if is_first && core.chunks.census(chunk).all() == 0 && core.chunks.all_data_known(now) {
         warn!(%chunk, %inode, index, "a new chunk that no server has, and in which nothing was promised, is given up");
         core.newborn_chunks.remove(&chunk);
