@@ -292,11 +292,12 @@ fn empty_metadata_beside_full_chunkservers_delete_no_chunk() {
     fs::write(data.join(CLEAN), "MFSM NEW").unwrap();
     cluster.start_master();
     for server in 0..2 {
-        wait_until("the chunkserver to end", LIMIT, || cluster.chunkserver(server).ended().is_some());
-        assert!(cluster.chunkserver(server).log_text().contains("wrong master, or wrong disks"));
+        let refusal = "Wrong master, or wrong folders";
+        wait_until("the refusal", LIMIT, || cluster.chunkserver(server).log_text().contains(refusal));
+        assert_eq!(cluster.chunkserver(server).ended(), None, "it waits for its own master");
         assert_eq!(cluster.copies(), chunks);
     }
-    (0..2).for_each(|server| cluster.kill_chunkserver(server)); // which are ended
+    (0..2).for_each(|server| cluster.kill_chunkserver(server));
     // Somebody makes them join all the same.
     forget_identity(&cluster);
     cluster.start_servers();
@@ -460,8 +461,8 @@ fn a_backup_that_is_unpacked_under_a_running_master_is_left_as_it_is() {
     let data = cluster.master_data();
     let mount = cluster.mount(Kind::Mooring);
     make(&mount, "precious", 40);
-    cluster.kill_master(); // its journal has lines that the image has not
     cluster.unmount_all();
+    cluster.kill_master(); // its journal has lines that the image has not
     let backup = cluster.scratch("backup");
     fs::rename(&data, &backup).unwrap();
     // An empty file system runs where the backup belongs, and comes farther than that.
@@ -483,11 +484,11 @@ fn a_backup_that_is_unpacked_under_a_running_master_is_left_as_it_is() {
     assert!(!asking.is_finished(), "nobody is answered");
     assert_eq!(picture(&data), before, "nothing is touched");
     cluster.kill_master();
-    cluster.start_master();
-    // The mount asks again, and may be refused: this is another file system.
+    // The mount would wait: what is served next is another file system.
+    cluster.kill_mount(0);
     let _ = asking.join();
-    cluster.unmount_all();
-    let mount = cluster.mount(Kind::Mooring);
+    cluster.start_master();
+    cluster.revive_mount(0);
     assert_made(&mount, "precious", 40);
     // The same file system on an older day.
     cluster.kill_master();
